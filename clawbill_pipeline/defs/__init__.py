@@ -1,0 +1,1 @@
+"""All that imports Dagster. Thin: an asset is its documentation and one call into its station."""

@@ -1,0 +1,1 @@
+"""Stand-ins for a laptop (OpenClaw rating server, Stripe) and the demo. Never imported by a station."""
