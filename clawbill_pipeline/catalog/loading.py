@@ -1,0 +1,89 @@
+"""Reads a catalogue file: YAML without loss of digits, and errors that name file and line. Models are in ``models``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from clawbill_pipeline.catalog.models import Catalog
+
+Lines = dict[tuple[str | int, ...], int]
+
+
+class CatalogError(ValueError):
+    """The catalogue can't be used. The message names the file and the line of every fault."""
+
+
+def load(path: Path | str) -> Catalog:
+    """The checked catalogue in the YAML file ``path``. Raises CatalogError with all faults at once."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path}: can't be read: {error}; set CLAWBILL_CATALOG or pass --catalog") from None
+    return parse(text, name=str(path)).at(path.resolve().parent)
+
+
+def parse(text: str, name: str = "catalog.yaml") -> Catalog:
+    """The checked catalogue in ``text``; ``name`` is what errors call it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: Lines = {}
+        data = _value(node, (), lines, name) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise CatalogError(f"{name}:{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise CatalogError(f"{name}:1: {error}") from None
+    try:
+        return Catalog.model_validate(data)
+    except ValidationError as error:
+        faults = [_fault(name, lines, fault["loc"], fault["msg"]) for fault in error.errors(include_url=False)]
+        raise CatalogError("\n".join(faults)) from None
+
+
+def _fault(name: str, lines: Lines, where: tuple[str | int, ...], message: str) -> str:
+    # pydantic puts union tags and key markers into the path: the line is that of the longest prefix that exists.
+    known: tuple[str | int, ...] = ()
+    for part in where:
+        if (*known, part) in lines:
+            known = (*known, part)
+    dotted = ".".join(str(part) for part in where if part != "[key]")
+    return f"{name}:{lines.get(known, 1)}: {dotted + ': ' if dotted else ''}{message.removeprefix('Value error, ')}"
+
+
+def _value(node: yaml.Node, where: tuple[str | int, ...], lines: Lines, name: str) -> Any:
+    lines[where] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twins(node, name)
+        yaml.constructor.SafeConstructor().flatten_mapping(node)
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            mapping[key] = _value(value_node, (*where, key), lines, name)
+            lines[(*where, key)] = key_node.start_mark.line + 1
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*where, index), lines, name) for index, item in enumerate(node.value)]
+    # Numbers with a point and dates stay text: a YAML float would lose digits of a price.
+    if node.tag == "tag:yaml.org,2002:null":
+        return None
+    if node.tag == "tag:yaml.org,2002:bool":
+        return yaml.constructor.SafeConstructor.bool_values[node.value.lower()]
+    if node.tag == "tag:yaml.org,2002:int" and node.value.lstrip("+-").isdigit():
+        return int(node.value)
+    return node.value
+
+
+def _refuse_twins(node: yaml.MappingNode, name: str) -> None:
+    seen: dict[str, int] = {}
+    for key_node, _ in node.value:
+        line = key_node.start_mark.line + 1
+        if key_node.value in seen and key_node.value != "<<":
+            raise CatalogError(
+                f"{name}:{line}: {key_node.value!r} is there twice (first on line {seen[key_node.value]}); keep one"
+            )
+        seen[key_node.value] = line

@@ -1,0 +1,310 @@
+"""The catalogue's models: what is metered, at which price, for whom, by which calendar. No file access, no clock.
+
+All models are closed: an unknown key is an error. Prices are in ``prices``, sources in ``sources``.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from clawbill_pipeline.catalog.names import split_openclaw_service
+from clawbill_pipeline.catalog.periods import Period, period_at, period_of_month, utc_hour
+from clawbill_pipeline.catalog.prices import Price
+from clawbill_pipeline.catalog.sources import Source
+from clawbill_pipeline.money import currency_code
+
+
+class UnknownTenant(LookupError):
+    """No tenant of that id is in the catalogue."""
+
+
+class UnknownService(LookupError):
+    """The tenant's rate card has no price for that service."""
+
+
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: object) -> object:
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        if isinstance(value, timedelta):
+            return value
+        raise ValueError("write a duration as a whole number and a unit: 90s, 15m, 24h or 3d")
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is no IANA time zone; write for example UTC or America/New_York") from None
+    return name
+
+
+def _aware(instant: datetime) -> datetime:
+    if instant.tzinfo is None:
+        raise ValueError("give a time zone, for example 2026-10-01T00:00:00Z")
+    return instant.astimezone(UTC)
+
+
+def _on_the_hour(instant: datetime) -> datetime:
+    if utc_hour(instant) != instant:
+        raise ValueError("must be on a full UTC hour")
+    return instant
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Instant = Annotated[datetime, AfterValidator(_aware)]
+Currency = Annotated[str, AfterValidator(currency_code)]
+ServiceName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?$")]
+TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?$")]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calendar(Closed):
+    """When things happen, in one place, so that limits that contradict each other can't be configured."""
+
+    metering_lag: Duration = Field(timedelta(minutes=10), description="How long after its end an hour is metered.")
+    late_window: Duration = Field(
+        timedelta(hours=1), description="How late usage may arrive and still be on the period's invoice."
+    )
+    stripe_grace: Duration = Field(
+        timedelta(hours=1), description="Stripe's time between draft and finalised invoice, 1h to 72h (account setting)."
+    )
+    settle_lag: Duration = Field(
+        timedelta(minutes=10), description="How long Stripe's summaries may lag before a difference is a break."
+    )
+    conflict_window: Duration = Field(
+        timedelta(hours=24), description="How far apart the same event id under another time is looked for."
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Calendar:
+        if self.stripe_grace > timedelta(hours=72):
+            raise ValueError("stripe_grace is longer than the 72h that Stripe allows")
+        if self.stripe_grace < self.late_window:
+            raise ValueError(
+                "stripe_grace is shorter than late_window: usage that is allowed to be late would miss its invoice; "
+                "raise stripe_grace or shorten late_window"
+            )
+        if self.late_window < self.metering_lag:
+            raise ValueError("late_window is shorter than metering_lag: a period's last hour could never be billed")
+        return self
+
+
+class Service(Closed):
+    """Something that is metered and sold, such as ``tokens.output``."""
+
+    unit: str = Field(description="What one unit is: token, request, GB-hour.")
+    description: str = ""
+    aggregation: Literal["sum"] = Field("sum", description="How events of an hour become its quantity.")
+    dimensions: tuple[str, ...] = Field((), description="Priced dimensions, in the fixed order of their values' names.")
+    basis: Literal["hourly", "period_to_date"] = Field(
+        "hourly", description="hourly rates each hour by itself; period_to_date lets tiers span the billing period."
+    )
+    bill_by: Literal["amount", "quantity"] = Field(
+        "amount", description="amount sends OpenClaw's amount in millionths; quantity sends units that Stripe prices."
+    )
+    quantity_decimals: int = Field(0, ge=0, le=9, description="bill_by quantity: decimal places that are sent.")
+    allow_negative: bool = Field(False, description="Whether an event may take usage back.")
+    meter: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,100}$", description="Stripe meter event name.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Service:
+        if self.bill_by == "quantity" and self.dimensions:
+            raise ValueError(
+                "bill_by: quantity needs a meter for each priced combination; drop the dimensions, make a service of "
+                "each combination, or use bill_by: amount"
+            )
+        if self.quantity_decimals and self.bill_by == "amount":
+            raise ValueError("quantity_decimals has a meaning only with bill_by: quantity")
+        if len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError("a dimension is named twice")
+        return self
+
+
+class RateCardVersion(Closed):
+    """Prices that hold from a moment on, until the next version of the card."""
+
+    effective_from: Instant
+    prices: dict[str, Price] = Field(description="By service as OpenClaw sees it: tokens.output, or with dimensions.")
+
+
+class RateCard(Closed):
+    currency: Currency
+    description: str = ""
+    versions: tuple[RateCardVersion, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RateCard:
+        starts = [version.effective_from for version in self.versions]
+        if sorted(set(starts)) != starts:
+            raise ValueError("versions must be in order of effective_from, each later than the one before")
+        return self
+
+    def version_at(self, at: datetime) -> RateCardVersion | None:
+        """The version in force at ``at``, or None before the first."""
+        return next((v for v in reversed(self.versions) if v.effective_from <= at), None)
+
+
+class Tenant(Closed):
+    name: str = ""
+    rate_card: str
+    time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    anchor_day: int = Field(1, ge=1, le=31, description="Day of the month on which billing periods start.")
+    stripe_customer: str | None = Field(None, pattern=r"^cus_\w+$", description="An existing customer to bill.")
+    email: str | None = None
+    prices: dict[str, Price] = Field(default_factory=dict, description="Overrides of the rate card, by service.")
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+    def period_at(self, instant: datetime) -> Period:
+        """The billing period that ``instant`` lies in."""
+        return period_at(instant, self.anchor_day, self.zone)
+
+    def period(self, month: str) -> Period:
+        """The billing period that starts in ``month`` (``YYYY-MM``)."""
+        return period_of_month(month, self.anchor_day, self.zone)
+
+
+class Rating(Closed):
+    """How hard OpenClaw is asked."""
+
+    concurrency: int = Field(16, ge=1, le=512)
+    timeout: Duration = timedelta(seconds=30)
+    attempts: int = Field(5, ge=1, le=20)
+
+
+class Delivery(Closed):
+    """How hard Stripe is asked. Stripe's live limit is 1,000 meter events a second for all that an account does."""
+
+    concurrency: int = Field(16, ge=1, le=512)
+    calls_per_second: int = Field(500, ge=1, le=10_000)
+    attempts: int = Field(5, ge=1, le=20)
+
+
+class PricedService(Closed):
+    """What ``Catalog.price_for`` finds: a price and where it comes from."""
+
+    price: Price
+    currency: str
+    rate_card: str
+    version: str
+
+
+class Catalog(Closed):
+    """The whole catalogue. ``folder`` is where its relative paths start; it is set by the loader."""
+
+    version: Literal[1] = 1
+    live: bool = Field(False, description="Must be true before a live Stripe key is accepted.")
+    start: Annotated[Instant, AfterValidator(_on_the_hour)] = Field(description="First hour that is metered.")
+    product: str = "OpenClaw Usage"
+    calendar: Calendar = Calendar()
+    rating: Rating = Rating()
+    delivery: Delivery = Delivery()
+    sources: tuple[Source, ...] = ()
+    services: dict[ServiceName, Service] = Field(min_length=1)
+    rate_cards: dict[str, RateCard] = Field(min_length=1)
+    tenants: dict[TenantId, Tenant] = Field(default_factory=dict)
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def at(self, folder: Path) -> Catalog:
+        """This catalogue with its relative paths anchored at ``folder``."""
+        placed = self.model_copy()
+        placed._folder = folder
+        return placed
+
+    @model_validator(mode="after")
+    def _whole(self) -> Catalog:
+        _no_twins("sources", [source.name for source in self.sources])
+        _no_twins("services' meters", [self.meter(name) for name in self.services])
+        _no_twins("tenants' stripe_customer", [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])
+        for card_name, card in self.rate_cards.items():
+            for version in card.versions:
+                where = f"rate_cards.{card_name} version {version.effective_from:%Y-%m-%d}"
+                self._check_prices(where, version.prices)
+                missing = [service for service in self.services if service not in version.prices]
+                if missing:
+                    raise ValueError(f"{where}: no price for {', '.join(missing)}; every service needs one")
+        for tenant_id, tenant in self.tenants.items():
+            if tenant.rate_card not in self.rate_cards:
+                known = ", ".join(self.rate_cards)
+                raise ValueError(f"tenants.{tenant_id}: rate_card {tenant.rate_card!r} does not exist; there is {known}")
+            self._check_prices(f"tenants.{tenant_id}.prices", tenant.prices)
+        return self
+
+    def _check_prices(self, where: str, prices: dict[str, Price]) -> None:
+        for name in prices:
+            base, dimensions = split_openclaw_service(name)
+            service = self.services.get(base)
+            if service is None:
+                raise ValueError(f"{where}: {name!r} prices no service of the catalogue; there is {', '.join(self.services)}")
+            if dimensions and len(dimensions.split("/")) != len(service.dimensions):
+                order = "/".join(service.dimensions) or "none"
+                raise ValueError(f"{where}: {name!r} does not name the service's dimensions ({order}) in their order")
+
+    def meter(self, service: str) -> str:
+        """The Stripe meter event name of ``service``."""
+        return self.services[service].meter or "clawbill_" + re.sub(r"[^A-Za-z0-9]", "_", service)
+
+    @cached_property
+    def service_of_meter(self) -> dict[str, str]:
+        """Service by Stripe meter event name."""
+        return {self.meter(service): service for service in self.services}
+
+    def currency(self, tenant_id: str) -> str:
+        """The currency that ``tenant_id`` is billed in. Raises UnknownTenant."""
+        return self.rate_cards[self.tenant(tenant_id).rate_card].currency
+
+    def tenant(self, tenant_id: str) -> Tenant:
+        try:
+            return self.tenants[tenant_id]
+        except KeyError:
+            raise UnknownTenant(f"tenant {tenant_id!r} is not in the catalogue") from None
+
+    def price_for(self, tenant_id: str, service: str, at: datetime) -> PricedService:
+        """The price of ``service`` (as OpenClaw sees it) for a tenant at a moment.
+
+        The most specific wins: the tenant's own price with dimensions, without, the rate card's with, without.
+        Raises UnknownTenant or UnknownService.
+        """
+        tenant = self.tenant(tenant_id)
+        card = self.rate_cards[tenant.rate_card]
+        version = card.version_at(at)
+        base, _ = split_openclaw_service(service)
+        found = (tenant.prices.get(service) or tenant.prices.get(base)) or (
+            version and (version.prices.get(service) or version.prices.get(base))
+        )
+        if not found or not version:
+            raise UnknownService(f"rate card {tenant.rate_card!r} has no price for service {service!r} at {at:%Y-%m-%d}")
+        return PricedService.model_construct(
+            price=found,
+            currency=card.currency,
+            rate_card=tenant.rate_card,
+            version=f"{tenant.rate_card}@{version.effective_from:%Y-%m-%dT%H:%M:%SZ}",
+        )
+
+
+def _no_twins(what: str, names: list[str]) -> None:
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise ValueError(f"{what}: {', '.join(twins)} is used twice; names must differ")

@@ -1,0 +1,155 @@
+"""Connections, migrations and the few ways in which stations write: transactions, COPY, locks, partitions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
+
+
+class LedgerError(RuntimeError):
+    """The database can't be used as it is. The message says what to do and holds no password."""
+
+
+class Ledger:
+    """The ledger in one PostgreSQL database. Cheap to make; connects when first used, and is safe across threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __repr__(self) -> str:
+        return f"Ledger({shown(self._url)})"
+
+    @cached_property
+    def engine(self) -> Engine:
+        return make_engine(self._url)
+
+    def dispose(self) -> None:
+        """Closes the pooled connections."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Raises LedgerError when the database is away or was never migrated.
+        """
+        try:
+            connection = self.engine.connect()
+        except OperationalError as error:
+            raise LedgerError(f"{shown(self._url)} does not answer: {_first_line(error)}. {_START}") from None
+        with connection:
+            try:
+                with connection.begin():
+                    yield connection
+            except ProgrammingError as error:
+                if isinstance(error.orig, psycopg.errors.UndefinedTable):
+                    raise LedgerError(f"{shown(self._url)} has no ledger yet; run: clawbill migrate") from error
+                raise
+
+    def ensure_partitions(self, hours: Iterable[datetime]) -> None:
+        """Makes the monthly partitions that rows of these hours fall into."""
+        months = {(hour.astimezone(UTC).year, hour.astimezone(UTC).month) for hour in hours}
+        with self.transaction() as connection:
+            for year, month in sorted(months):
+                for table in PARTITIONED:
+                    name = f"{table.name}_{year:04d}_{month:02d}"
+                    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.{name}"}) is None:
+                        lock(connection, "partitions")
+                        first = datetime(year, month, 1, tzinfo=UTC)
+                        after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+                        connection.execute(
+                            text(
+                                f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{name} PARTITION OF {SCHEMA}.{table.name} "
+                                f"FOR VALUES FROM ('{first.isoformat()}') TO ('{after.isoformat()}')"
+                            )
+                        )
+
+
+_START = "Start it (clawbill up), or set CLAWBILL_DATABASE_URL"
+
+
+def make_engine(url: str) -> Engine:
+    """An engine whose sessions run in UTC with the ledger's schema first, for a ``postgresql+psycopg`` URL."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "postgresql":
+        raise LedgerError(f"{shown(url)}: the ledger needs PostgreSQL, a URL like postgresql://user@host/database")
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        connect_args={"options": f"-csearch_path={SCHEMA},public -ctimezone=UTC", "connect_timeout": 10},
+        pool_pre_ping=True,
+    )
+
+
+def shown(url: str) -> str:
+    """A database URL for people: no password, no query."""
+    parsed = make_url(url)
+    where = parsed.host or parsed.query.get("host") or "the local socket"
+    return f"PostgreSQL database {parsed.database!r} at {where}"
+
+
+def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Writes rows with COPY, the fastest way into PostgreSQL; returns how many. ``table`` may be temporary."""
+    count = 0
+    raw: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
+    with raw.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)
+            count += 1
+    return count
+
+
+def lock(connection: Connection, *names: str) -> None:
+    """Waits for, and holds until the transaction ends, the lock of that name."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(*names)})
+
+
+def lock_key(*names: str) -> int:
+    """The 64-bit key of a named advisory lock."""
+    digest = hashlib.sha256("\x1f".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+
+
+def _alembic(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("clawbill_pipeline.ledger") / "migrations"))
+    config.attributes["url"] = url
+    return config
+
+
+def migrate(url: str) -> None:
+    """Brings the ledger's schema to the newest revision. Idempotent, and safe when two processes call it at once."""
+    command.upgrade(_alembic(url), "head")
+
+
+def migration_state(url: str) -> tuple[str | None, str]:
+    """``(revision of the database or None, newest revision of this version)``."""
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA})
+            head = ScriptDirectory.from_config(_alembic(url)).get_current_head()
+            return context.get_current_revision(), str(head)
+    except OperationalError as error:
+        raise LedgerError(f"{shown(url)} does not answer: {_first_line(error)}. {_START}") from None
+    finally:
+        engine.dispose()

@@ -1,0 +1,511 @@
+-- The ledger as first released. History is never changed: triggers refuse it.
+
+CREATE FUNCTION clawbill.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- The trigger's arguments are the columns that may move.
+    IF TG_OP = 'UPDATE' AND to_jsonb(OLD) - TG_ARGV::text[] = to_jsonb(NEW) - TG_ARGV::text[] THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION '% is append-only: % refused; write a new revision instead', TG_TABLE_NAME, TG_OP
+        USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TABLE clawbill.audit_trail (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    kind TEXT NOT NULL,
+    tenant_id TEXT,
+    subject TEXT NOT NULL,
+    detail JSONB NOT NULL,
+    CONSTRAINT audit_trail_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON COLUMN clawbill.audit_trail.kind IS 'For example usage_record.created.';
+
+CREATE INDEX audit_trail_kind_subject_idx ON clawbill.audit_trail (kind, subject);
+
+CREATE TABLE clawbill.breaks (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    period TEXT NOT NULL,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    hour TIMESTAMP WITH TIME ZONE,
+    step TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    currency TEXT,
+    quantity NUMERIC(38, 12) NOT NULL,
+    amount NUMERIC(38, 12) NOT NULL,
+    detail TEXT NOT NULL,
+    first_seen TIMESTAMP WITH TIME ZONE NOT NULL,
+    last_seen TIMESTAMP WITH TIME ZONE NOT NULL,
+    closed_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT breaks_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON COLUMN clawbill.breaks.step IS 'Which two steps differ, such as sent_held.';
+
+CREATE UNIQUE INDEX breaks_open_key ON clawbill.breaks (period, tenant_id, service, step, cause, hour) NULLS NOT DISTINCT WHERE closed_at IS NULL;
+
+CREATE TABLE clawbill.invoices (
+    invoice_id TEXT NOT NULL,
+    tenant_id TEXT,
+    customer_id TEXT NOT NULL,
+    subscription_id TEXT,
+    number TEXT,
+    status TEXT NOT NULL,
+    billing_reason TEXT,
+    currency TEXT NOT NULL,
+    subtotal NUMERIC(38, 12) NOT NULL,
+    total NUMERIC(38, 12) NOT NULL,
+    amount_due NUMERIC(38, 12) NOT NULL,
+    amount_paid NUMERIC(38, 12) NOT NULL,
+    created TIMESTAMP WITH TIME ZONE NOT NULL,
+    finalized_at TIMESTAMP WITH TIME ZONE,
+    paid_at TIMESTAMP WITH TIME ZONE,
+    object JSONB NOT NULL,
+    as_of TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT invoices_pkey PRIMARY KEY (invoice_id)
+);
+
+COMMENT ON COLUMN clawbill.invoices.tenant_id IS 'Null for a customer that no tenant is mapped to.';
+
+COMMENT ON COLUMN clawbill.invoices.object IS 'Stripe''s newest object, without its lines.';
+
+CREATE INDEX invoices_customer_id_idx ON clawbill.invoices (customer_id);
+
+CREATE INDEX invoices_tenant_id_idx ON clawbill.invoices (tenant_id);
+
+CREATE TABLE clawbill.landings (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    source TEXT NOT NULL,
+    uri TEXT NOT NULL,
+    position TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    sha256 TEXT NOT NULL,
+    lines BIGINT NOT NULL,
+    event_lines BIGINT NOT NULL,
+    events BIGINT NOT NULL,
+    quarantined BIGINT NOT NULL,
+    skipped BIGINT NOT NULL,
+    landed_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT landings_pkey PRIMARY KEY (id),
+    CONSTRAINT landings_source_uri_position_sha256_key UNIQUE (source, uri, position, sha256),
+    CONSTRAINT landings_books_check CHECK (lines = event_lines + quarantined)
+);
+
+COMMENT ON COLUMN clawbill.landings.uri IS 'File, database or address that was read.';
+
+COMMENT ON COLUMN clawbill.landings.position IS 'Where this landing ends in the uri; the next one goes on there.';
+
+COMMENT ON COLUMN clawbill.landings.size IS 'Bytes or rows of the uri when it was read.';
+
+COMMENT ON COLUMN clawbill.landings.sha256 IS 'Of what this landing read.';
+
+COMMENT ON COLUMN clawbill.landings.lines IS 'Lines that should bear usage = events_lines + quarantined.';
+
+COMMENT ON COLUMN clawbill.landings.events IS 'A line can bear several events.';
+
+COMMENT ON COLUMN clawbill.landings.skipped IS 'Lines that bear no usage by their kind.';
+
+CREATE TABLE clawbill.metered_hours (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    landing_id BIGINT NOT NULL,
+    events BIGINT NOT NULL,
+    duplicates BIGINT NOT NULL,
+    conflicts BIGINT NOT NULL,
+    changed BIGINT NOT NULL,
+    metered_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT metered_hours_pkey PRIMARY KEY (hour, landing_id)
+);
+
+COMMENT ON COLUMN clawbill.metered_hours.landing_id IS 'Newest landing that was counted; 0 for none.';
+
+COMMENT ON COLUMN clawbill.metered_hours.changed IS 'New revisions written.';
+
+CREATE TABLE clawbill.metered_usage (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    dimensions TEXT NOT NULL,
+    window_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    revision INTEGER NOT NULL,
+    quantity NUMERIC(38, 12) NOT NULL,
+    events BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    metered_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT metered_usage_pkey PRIMARY KEY (hour, tenant_id, service, dimensions, window_start, revision),
+    CONSTRAINT metered_usage_reason_check CHECK (reason IN ('first', 'late', 'corrected')),
+    CONSTRAINT metered_usage_revision_check CHECK (revision >= 1),
+    CONSTRAINT metered_usage_window_start_check CHECK (window_start >= hour AND window_start < hour + interval '1 hour')
+)
+ PARTITION BY RANGE (hour);
+
+COMMENT ON COLUMN clawbill.metered_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
+
+COMMENT ON COLUMN clawbill.metered_usage.window_start IS 'The hour, or a period boundary in it.';
+
+CREATE TABLE clawbill.rated_usage (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    dimensions TEXT NOT NULL,
+    window_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    revision INTEGER NOT NULL,
+    metered_revision INTEGER NOT NULL,
+    booking BIGINT GENERATED ALWAYS AS IDENTITY,
+    basis TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    quantity NUMERIC(38, 12) NOT NULL,
+    amount NUMERIC(38, 12) NOT NULL,
+    currency TEXT NOT NULL,
+    asked_quantity NUMERIC(38, 12) NOT NULL,
+    answered_amount NUMERIC(38, 12) NOT NULL,
+    period_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    answer JSONB NOT NULL,
+    rate_card_version TEXT NOT NULL,
+    latency_ms NUMERIC(12, 3) NOT NULL,
+    rated_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT rated_usage_pkey PRIMARY KEY (hour, tenant_id, service, dimensions, window_start, revision),
+    CONSTRAINT rated_usage_reason_check CHECK (reason IN ('first', 'late', 'corrected', 'rerated')),
+    CONSTRAINT rated_usage_basis_check CHECK (basis IN ('hourly', 'period_to_date')),
+    CONSTRAINT rated_usage_revision_check CHECK (revision >= 1 AND metered_revision >= 1)
+)
+ PARTITION BY RANGE (hour);
+
+COMMENT ON COLUMN clawbill.rated_usage.booking IS 'Order in which rows were booked.';
+
+COMMENT ON COLUMN clawbill.rated_usage.amount IS 'Of the whole window at this revision, major unit.';
+
+COMMENT ON COLUMN clawbill.rated_usage.asked_quantity IS 'Sent to OpenClaw: the hour''s or the period''s.';
+
+COMMENT ON COLUMN clawbill.rated_usage.answered_amount IS 'OpenClaw''s amount for asked_quantity.';
+
+COMMENT ON COLUMN clawbill.rated_usage.answer IS 'OpenClaw''s whole answer, numbers as it wrote them.';
+
+CREATE INDEX rated_usage_tenant_id_service_period_start_idx ON clawbill.rated_usage (tenant_id, service, period_start);
+
+CREATE TABLE clawbill.rating_failures (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    dimensions TEXT NOT NULL,
+    window_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    metered_revision INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    error TEXT NOT NULL,
+    answer TEXT,
+    attempts INTEGER NOT NULL,
+    next_attempt_at TIMESTAMP WITH TIME ZONE,
+    failed_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT rating_failures_pkey PRIMARY KEY (hour, tenant_id, service, dimensions, window_start, metered_revision),
+    CONSTRAINT rating_failures_kind_check CHECK (kind IN ('retry', 'refused', 'unmapped'))
+);
+
+COMMENT ON COLUMN clawbill.rating_failures.kind IS 'retry: may work later; refused: OpenClaw''s final no; unmapped.';
+
+CREATE TABLE clawbill.reconciliations (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    period TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    waterfall JSONB NOT NULL,
+    open_breaks BIGINT NOT NULL,
+    as_of TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT reconciliations_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON COLUMN clawbill.reconciliations.period IS 'Month in which the billing periods start, YYYY-MM.';
+
+COMMENT ON COLUMN clawbill.reconciliations.sha256 IS 'Of the waterfall and the open breaks: the same data, the same row.';
+
+CREATE INDEX reconciliations_period_id_idx ON clawbill.reconciliations (period, id);
+
+CREATE TABLE clawbill.stripe_customers (
+    tenant_id TEXT NOT NULL,
+    customer_id TEXT NOT NULL,
+    subscription_id TEXT NOT NULL,
+    currency TEXT NOT NULL,
+    livemode BOOLEAN NOT NULL,
+    mapped_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT stripe_customers_pkey PRIMARY KEY (tenant_id),
+    CONSTRAINT stripe_customers_customer_id_key UNIQUE (customer_id)
+);
+
+CREATE TABLE clawbill.stripe_events (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    event_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    object_id TEXT,
+    api_version TEXT,
+    livemode BOOLEAN NOT NULL,
+    created TIMESTAMP WITH TIME ZONE NOT NULL,
+    body TEXT NOT NULL,
+    headers JSONB NOT NULL,
+    via TEXT NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT stripe_events_pkey PRIMARY KEY (id),
+    CONSTRAINT stripe_events_via_check CHECK (via IN ('webhook', 'sweep')),
+    CONSTRAINT stripe_events_event_id_key UNIQUE (event_id)
+);
+
+COMMENT ON COLUMN clawbill.stripe_events.body IS 'Raw, as it was signed.';
+
+CREATE TABLE clawbill.tenant_standing (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    tenant_id TEXT NOT NULL,
+    standing TEXT NOT NULL,
+    since TIMESTAMP WITH TIME ZONE NOT NULL,
+    cause TEXT NOT NULL,
+    recorded_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    reported_at TIMESTAMP WITH TIME ZONE,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    error TEXT,
+    CONSTRAINT tenant_standing_pkey PRIMARY KEY (id),
+    CONSTRAINT tenant_standing_standing_check CHECK (standing IN ('trialing', 'current', 'past_due', 'overdue', 'suspended', 'cancelled')),
+    CONSTRAINT tenant_standing_tenant_id_cause_key UNIQUE (tenant_id, cause)
+);
+
+COMMENT ON COLUMN clawbill.tenant_standing.cause IS 'The Stripe event that moved it.';
+
+CREATE INDEX tenant_standing_tenant_id_id_idx ON clawbill.tenant_standing (tenant_id, id);
+
+CREATE TABLE clawbill.usage_records (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    identifier TEXT NOT NULL,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    customer_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    window_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    revision INTEGER NOT NULL,
+    units NUMERIC(38, 0) NOT NULL,
+    value NUMERIC(38, 0) NOT NULL,
+    exact_units NUMERIC(38, 12) NOT NULL,
+    period_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    event_timestamp TIMESTAMP WITH TIME ZONE NOT NULL,
+    payload JSONB NOT NULL,
+    payload_sha256 TEXT NOT NULL,
+    planned_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    state TEXT DEFAULT 'planned' NOT NULL,
+    attempts INTEGER DEFAULT 0 NOT NULL,
+    first_sent_at TIMESTAMP WITH TIME ZONE,
+    settled_at TIMESTAMP WITH TIME ZONE,
+    next_attempt_at TIMESTAMP WITH TIME ZONE,
+    parked TEXT,
+    error TEXT,
+    answer JSONB,
+    CONSTRAINT usage_records_pkey PRIMARY KEY (hour, identifier),
+    CONSTRAINT usage_records_hour_customer_id_meter_window_start_revision_key UNIQUE (hour, customer_id, meter, window_start, revision),
+    CONSTRAINT usage_records_state_check CHECK (state IN ('planned', 'sending', 'delivered', 'rejected', 'unknown')),
+    CONSTRAINT usage_records_revision_check CHECK (revision >= 1),
+    CONSTRAINT usage_records_identifier_check CHECK (length(identifier) <= 100),
+    CONSTRAINT usage_records_settled_check CHECK ((state = 'delivered') <= (settled_at IS NOT NULL))
+)
+ PARTITION BY RANGE (hour);
+
+COMMENT ON COLUMN clawbill.usage_records.identifier IS 'Stripe''s event identifier and the idempotency key.';
+
+COMMENT ON COLUMN clawbill.usage_records.units IS 'Whole units of the window at this revision.';
+
+COMMENT ON COLUMN clawbill.usage_records.value IS 'What is sent: the units, or a signed difference.';
+
+COMMENT ON COLUMN clawbill.usage_records.exact_units IS 'Before rounding to whole units.';
+
+COMMENT ON COLUMN clawbill.usage_records.parked IS 'Why this row waits for a person; null for a row that flows.';
+
+CREATE INDEX usage_records_customer_id_meter_period_start_idx ON clawbill.usage_records (customer_id, meter, period_start);
+
+CREATE INDEX usage_records_state_idx ON clawbill.usage_records (state) WHERE state <> 'delivered';
+
+CREATE TABLE clawbill.usage_summaries (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    customer_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    period_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    hour TIMESTAMP WITH TIME ZONE,
+    units NUMERIC(38, 12) NOT NULL,
+    read_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT usage_summaries_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON COLUMN clawbill.usage_summaries.units IS 'What Stripe says it holds; hour is null for the period.';
+
+CREATE INDEX usage_summaries_tenant_id_service_period_start_hour_id_idx ON clawbill.usage_summaries (tenant_id, service, period_start, hour, id);
+
+CREATE TABLE clawbill.invoice_lines (
+    invoice_id TEXT NOT NULL,
+    line_id TEXT NOT NULL,
+    tenant_id TEXT,
+    service TEXT,
+    subscription_item_id TEXT,
+    price_id TEXT,
+    quantity NUMERIC(38, 12),
+    amount NUMERIC(38, 12) NOT NULL,
+    currency TEXT NOT NULL,
+    period_start TIMESTAMP WITH TIME ZONE NOT NULL,
+    period_end TIMESTAMP WITH TIME ZONE NOT NULL,
+    description TEXT,
+    object JSONB NOT NULL,
+    CONSTRAINT invoice_lines_pkey PRIMARY KEY (invoice_id, line_id),
+    CONSTRAINT invoice_lines_invoice_id_fkey FOREIGN KEY(invoice_id) REFERENCES clawbill.invoices (invoice_id)
+);
+
+COMMENT ON COLUMN clawbill.invoice_lines.service IS 'Null for a line that no service is mapped to.';
+
+COMMENT ON COLUMN clawbill.invoice_lines.quantity IS 'Stripe''s quantity_decimal.';
+
+CREATE INDEX invoice_lines_tenant_id_service_period_start_idx ON clawbill.invoice_lines (tenant_id, service, period_start);
+
+CREATE TABLE clawbill.landed_hours (
+    landing_id BIGINT NOT NULL,
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    events BIGINT NOT NULL,
+    file TEXT NOT NULL,
+    CONSTRAINT landed_hours_pkey PRIMARY KEY (landing_id, hour),
+    CONSTRAINT landed_hours_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES clawbill.landings (id)
+);
+
+COMMENT ON COLUMN clawbill.landed_hours.file IS 'Parquet file, relative to the lake.';
+
+CREATE INDEX landed_hours_hour_landing_id_idx ON clawbill.landed_hours (hour, landing_id);
+
+CREATE TABLE clawbill.quarantine (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    source TEXT NOT NULL,
+    uri TEXT NOT NULL,
+    place TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    field TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    raw TEXT NOT NULL,
+    tenant_id TEXT,
+    landing_id BIGINT,
+    quarantined_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT quarantine_pkey PRIMARY KEY (id),
+    CONSTRAINT quarantine_source_uri_place_reason_field_key UNIQUE (source, uri, place, reason, field),
+    CONSTRAINT quarantine_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES clawbill.landings (id)
+);
+
+COMMENT ON COLUMN clawbill.quarantine.place IS 'Line and byte offset, or row, within the uri.';
+
+COMMENT ON COLUMN clawbill.quarantine.reason IS 'A short code, such as not_a_number.';
+
+COMMENT ON COLUMN clawbill.quarantine.detail IS 'What is wrong and how to mend it.';
+
+COMMENT ON COLUMN clawbill.quarantine.raw IS 'The line, cut and with secrets masked.';
+
+COMMENT ON COLUMN clawbill.quarantine.tenant_id IS 'Where the line still tells it.';
+
+CREATE TABLE clawbill.reports (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    period TEXT NOT NULL,
+    name TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    bytes BIGINT NOT NULL,
+    reconciliation_id BIGINT NOT NULL,
+    made_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT reports_pkey PRIMARY KEY (id),
+    CONSTRAINT reports_period_name_sha256_key UNIQUE (period, name, sha256),
+    CONSTRAINT reports_reconciliation_id_fkey FOREIGN KEY(reconciliation_id) REFERENCES clawbill.reconciliations (id)
+);
+
+COMMENT ON COLUMN clawbill.reports.name IS 'File name below the reports folder of the period.';
+
+CREATE TABLE clawbill.stripe_events_handled (
+    inbox_id BIGINT NOT NULL,
+    outcome TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    handled_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    run_id TEXT NOT NULL,
+    CONSTRAINT stripe_events_handled_pkey PRIMARY KEY (inbox_id),
+    CONSTRAINT stripe_events_handled_outcome_check CHECK (outcome IN ('applied', 'older', 'unhandled', 'failed')),
+    CONSTRAINT stripe_events_handled_inbox_id_fkey FOREIGN KEY(inbox_id) REFERENCES clawbill.stripe_events (id)
+);
+
+COMMENT ON COLUMN clawbill.stripe_events_handled.outcome IS 'applied, older, unhandled (no handler) or failed.';
+
+CREATE TABLE clawbill.stripe_items (
+    tenant_id TEXT NOT NULL,
+    service TEXT NOT NULL,
+    subscription_item_id TEXT NOT NULL,
+    price_id TEXT NOT NULL,
+    meter_id TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    mapped_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT stripe_items_pkey PRIMARY KEY (tenant_id, service),
+    CONSTRAINT stripe_items_tenant_id_fkey FOREIGN KEY(tenant_id) REFERENCES clawbill.stripe_customers (tenant_id),
+    CONSTRAINT stripe_items_subscription_item_id_key UNIQUE (subscription_item_id)
+);
+
+COMMENT ON COLUMN clawbill.stripe_items.meter IS 'Meter event name.';
+
+CREATE INDEX stripe_items_meter_idx ON clawbill.stripe_items (meter);
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.landings
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.landings
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.landed_hours
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.landed_hours
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.quarantine
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.quarantine
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.metered_hours
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.metered_hours
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.metered_usage
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.metered_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.rated_usage
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.rated_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.audit_trail
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.audit_trail
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.stripe_events
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.stripe_events
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.stripe_events_handled
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.stripe_events_handled
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.usage_summaries
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.usage_summaries
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.reconciliations
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.reconciliations
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.reports
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.reports
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+
+CREATE TRIGGER guarded BEFORE UPDATE OR DELETE ON clawbill.usage_records
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('state', 'attempts', 'first_sent_at', 'settled_at', 'next_attempt_at', 'parked', 'error', 'answer');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.usage_records
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER guarded BEFORE UPDATE OR DELETE ON clawbill.tenant_standing
+    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('reported_at', 'attempts', 'error');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.tenant_standing
+    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();

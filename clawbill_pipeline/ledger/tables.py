@@ -1,0 +1,444 @@
+"""The ledger's tables. Their constraints and triggers keep what the design promises; queries live with stations.
+
+History is never changed: a table listed in ``APPEND_ONLY`` refuses UPDATE and DELETE, an outbox row
+(``usage_records``) lets only its delivery state move. Quantities and amounts are ``NUMERIC(38, 12)``, amounts in
+the currency's major unit. Tables that grow by the hour are range-partitioned by month on ``hour``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMA = "clawbill"
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    },
+)
+
+#: Delivery states of an outbox row, in the order in which a row can meet them.
+OUTBOX_STATES = ("planned", "sending", "delivered", "rejected", "unknown")
+STANDINGS = ("trialing", "current", "past_due", "overdue", "suspended", "cancelled")
+METERING_REASONS = ("first", "late", "corrected")
+RATING_REASONS = (*METERING_REASONS, "rerated")
+
+
+def _at(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _number(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, Numeric(38, 12), nullable=nullable)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+# Station 1: what was read, which hours it touched, and what could not be read.
+landings = Table(
+    "landings",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("uri", Text, nullable=False, comment="File, database or address that was read."),
+    Column("position", Text, nullable=False, comment="Where this landing ends in the uri; the next one goes on there."),
+    Column("size", BigInteger, nullable=False, comment="Bytes or rows of the uri when it was read."),
+    Column("sha256", Text, nullable=False, comment="Of what this landing read."),
+    Column("lines", BigInteger, nullable=False, comment="Lines that should bear usage = events_lines + quarantined."),
+    Column("event_lines", BigInteger, nullable=False),
+    Column("events", BigInteger, nullable=False, comment="A line can bear several events."),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("skipped", BigInteger, nullable=False, comment="Lines that bear no usage by their kind."),
+    _at("landed_at"),
+    Column("run_id", Text, nullable=False),
+    UniqueConstraint("source", "uri", "position", "sha256"),
+    CheckConstraint("lines = event_lines + quarantined", name="books"),
+)
+
+landed_hours = Table(
+    "landed_hours",
+    metadata,
+    Column("landing_id", BigInteger, ForeignKey(landings.c.id), primary_key=True),
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("file", Text, nullable=False, comment="Parquet file, relative to the lake."),
+    Index(None, "hour", "landing_id"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("place", Text, nullable=False, comment="Line and byte offset, or row, within the uri."),
+    Column("reason", Text, nullable=False, comment="A short code, such as not_a_number."),
+    Column("field", Text, nullable=False),
+    Column("detail", Text, nullable=False, comment="What is wrong and how to mend it."),
+    Column("raw", Text, nullable=False, comment="The line, cut and with secrets masked."),
+    Column("tenant_id", Text, comment="Where the line still tells it."),
+    Column("landing_id", BigInteger, ForeignKey(landings.c.id)),
+    _at("quarantined_at"),
+    UniqueConstraint("source", "uri", "place", "reason", "field"),
+)
+
+# Station 2: quantities.
+metered_hours = Table(
+    "metered_hours",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("landing_id", BigInteger, primary_key=True, comment="Newest landing that was counted; 0 for none."),
+    Column("events", BigInteger, nullable=False),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("conflicts", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False, comment="New revisions written."),
+    _at("metered_at"),
+    Column("run_id", Text, nullable=False),
+)
+
+metered_usage = Table(
+    "metered_usage",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("dimensions", Text, primary_key=True, comment="Priced dimension values joined by /; empty for none."),
+    Column("window_start", DateTime(timezone=True), primary_key=True, comment="The hour, or a period boundary in it."),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    _number("quantity"),
+    Column("events", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    _at("metered_at"),
+    Column("run_id", Text, nullable=False),
+    _one_of("reason", METERING_REASONS),
+    CheckConstraint("revision >= 1", name="revision"),
+    CheckConstraint("window_start >= hour AND window_start < hour + interval '1 hour'", name="window_start"),
+    postgresql_partition_by="RANGE (hour)",
+)
+
+# Station 3: amounts.
+rated_usage = Table(
+    "rated_usage",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("dimensions", Text, primary_key=True),
+    Column("window_start", DateTime(timezone=True), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("metered_revision", Integer, nullable=False),
+    Column("booking", BigInteger, Identity(always=True), nullable=False, comment="Order in which rows were booked."),
+    Column("basis", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    _number("quantity"),
+    Column("amount", Numeric(38, 12), nullable=False, comment="Of the whole window at this revision, major unit."),
+    Column("currency", Text, nullable=False),
+    Column("asked_quantity", Numeric(38, 12), nullable=False, comment="Sent to OpenClaw: the hour's or the period's."),
+    Column("answered_amount", Numeric(38, 12), nullable=False, comment="OpenClaw's amount for asked_quantity."),
+    _at("period_start"),
+    Column("answer", JSONB, nullable=False, comment="OpenClaw's whole answer, numbers as it wrote them."),
+    Column("rate_card_version", Text, nullable=False),
+    Column("latency_ms", Numeric(12, 3), nullable=False),
+    _at("rated_at"),
+    Column("run_id", Text, nullable=False),
+    _one_of("reason", RATING_REASONS),
+    _one_of("basis", ("hourly", "period_to_date")),
+    CheckConstraint("revision >= 1 AND metered_revision >= 1", name="revision"),
+    Index(None, "tenant_id", "service", "period_start"),
+    postgresql_partition_by="RANGE (hour)",
+)
+
+rating_failures = Table(
+    "rating_failures",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("dimensions", Text, primary_key=True),
+    Column("window_start", DateTime(timezone=True), primary_key=True),
+    Column("metered_revision", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False, comment="retry: may work later; refused: OpenClaw's final no; unmapped."),
+    Column("error", Text, nullable=False),
+    Column("answer", Text),
+    Column("attempts", Integer, nullable=False),
+    _at("next_attempt_at", nullable=True),
+    _at("failed_at"),
+    Column("run_id", Text, nullable=False),
+    _one_of("kind", ("retry", "refused", "unmapped")),
+)
+
+# Station 4: who is who at Stripe, and the outbox.
+stripe_customers = Table(
+    "stripe_customers",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("customer_id", Text, nullable=False, unique=True),
+    Column("subscription_id", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("livemode", Boolean, nullable=False),
+    _at("mapped_at"),
+)
+
+stripe_items = Table(
+    "stripe_items",
+    metadata,
+    Column("tenant_id", Text, ForeignKey(stripe_customers.c.tenant_id), primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("subscription_item_id", Text, nullable=False, unique=True),
+    Column("price_id", Text, nullable=False),
+    Column("meter_id", Text, nullable=False),
+    Column("meter", Text, nullable=False, comment="Meter event name."),
+    Column("backend", Text, nullable=False),
+    _at("mapped_at"),
+    Index(None, "meter"),
+)
+
+usage_records = Table(
+    "usage_records",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("identifier", Text, primary_key=True, comment="Stripe's event identifier and the idempotency key."),
+    Column("tenant_id", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("meter", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("window_start", DateTime(timezone=True), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("units", Numeric(38, 0), nullable=False, comment="Whole units of the window at this revision."),
+    Column("value", Numeric(38, 0), nullable=False, comment="What is sent: the units, or a signed difference."),
+    Column("exact_units", Numeric(38, 12), nullable=False, comment="Before rounding to whole units."),
+    Column("period_start", DateTime(timezone=True), nullable=False),
+    Column("event_timestamp", DateTime(timezone=True), nullable=False),
+    Column("payload", JSONB, nullable=False),
+    Column("payload_sha256", Text, nullable=False),
+    _at("planned_at"),
+    Column("run_id", Text, nullable=False),
+    # What may move:
+    Column("state", Text, nullable=False, server_default="planned"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _at("first_sent_at", nullable=True),
+    _at("settled_at", nullable=True),
+    _at("next_attempt_at", nullable=True),
+    Column("parked", Text, comment="Why this row waits for a person; null for a row that flows."),
+    Column("error", Text),
+    Column("answer", JSONB),
+    UniqueConstraint("hour", "customer_id", "meter", "window_start", "revision"),
+    _one_of("state", OUTBOX_STATES),
+    CheckConstraint("revision >= 1", name="revision"),
+    CheckConstraint("length(identifier) <= 100", name="identifier"),
+    CheckConstraint("(state = 'delivered') <= (settled_at IS NOT NULL)", name="settled"),
+    Index(None, "state", postgresql_where=text("state <> 'delivered'")),
+    Index(None, "customer_id", "meter", "period_start"),
+    postgresql_partition_by="RANGE (hour)",
+)
+#: The only columns of ``usage_records`` that an UPDATE may change.
+OUTBOX_MOVES = ("state", "attempts", "first_sent_at", "settled_at", "next_attempt_at", "parked", "error", "answer")
+
+audit_trail = Table(
+    "audit_trail",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _at("at"),
+    Column("kind", Text, nullable=False, comment="For example usage_record.created."),
+    Column("tenant_id", Text),
+    Column("subject", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+    Index(None, "kind", "subject"),
+)
+
+# Station 5: what Stripe says.
+stripe_events = Table(
+    "stripe_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("type", Text, nullable=False),
+    Column("object_id", Text),
+    Column("api_version", Text),
+    Column("livemode", Boolean, nullable=False),
+    _at("created"),
+    Column("body", Text, nullable=False, comment="Raw, as it was signed."),
+    Column("headers", JSONB, nullable=False),
+    Column("via", Text, nullable=False),
+    _at("received_at"),
+    _one_of("via", ("webhook", "sweep")),
+)
+
+stripe_events_handled = Table(
+    "stripe_events_handled",
+    metadata,
+    Column("inbox_id", BigInteger, ForeignKey(stripe_events.c.id), primary_key=True, autoincrement=False),
+    Column("outcome", Text, nullable=False, comment="applied, older, unhandled (no handler) or failed."),
+    Column("detail", Text, nullable=False),
+    _at("handled_at"),
+    Column("run_id", Text, nullable=False),
+    _one_of("outcome", ("applied", "older", "unhandled", "failed")),
+)
+
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("invoice_id", Text, primary_key=True),
+    Column("tenant_id", Text, comment="Null for a customer that no tenant is mapped to."),
+    Column("customer_id", Text, nullable=False),
+    Column("subscription_id", Text),
+    Column("number", Text),
+    Column("status", Text, nullable=False),
+    Column("billing_reason", Text),
+    Column("currency", Text, nullable=False),
+    _number("subtotal"),
+    _number("total"),
+    _number("amount_due"),
+    _number("amount_paid"),
+    _at("created"),
+    _at("finalized_at", nullable=True),
+    _at("paid_at", nullable=True),
+    Column("object", JSONB, nullable=False, comment="Stripe's newest object, without its lines."),
+    _at("as_of"),
+    Index(None, "tenant_id"),
+    Index(None, "customer_id"),
+)
+
+invoice_lines = Table(
+    "invoice_lines",
+    metadata,
+    Column("invoice_id", Text, ForeignKey(invoices.c.invoice_id), primary_key=True),
+    Column("line_id", Text, primary_key=True),
+    Column("tenant_id", Text),
+    Column("service", Text, comment="Null for a line that no service is mapped to."),
+    Column("subscription_item_id", Text),
+    Column("price_id", Text),
+    Column("quantity", Numeric(38, 12), comment="Stripe's quantity_decimal."),
+    _number("amount"),
+    Column("currency", Text, nullable=False),
+    _at("period_start"),
+    _at("period_end"),
+    Column("description", Text),
+    Column("object", JSONB, nullable=False),
+    Index(None, "tenant_id", "service", "period_start"),
+)
+
+tenant_standing = Table(
+    "tenant_standing",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("standing", Text, nullable=False),
+    _at("since"),
+    Column("cause", Text, nullable=False, comment="The Stripe event that moved it."),
+    _at("recorded_at"),
+    # What may move: the report to OpenClaw.
+    _at("reported_at", nullable=True),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("error", Text),
+    _one_of("standing", STANDINGS),
+    UniqueConstraint("tenant_id", "cause"),
+    Index(None, "tenant_id", "id"),
+)
+STANDING_MOVES = ("reported_at", "attempts", "error")
+
+# Station 6: what was compared and what does not agree.
+usage_summaries = Table(
+    "usage_summaries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("meter", Text, nullable=False),
+    _at("period_start"),
+    _at("hour", nullable=True),
+    Column("units", Numeric(38, 12), nullable=False, comment="What Stripe says it holds; hour is null for the period."),
+    _at("read_at"),
+    Column("run_id", Text, nullable=False),
+    Index(None, "tenant_id", "service", "period_start", "hour", "id"),
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("period", Text, nullable=False, comment="Month in which the billing periods start, YYYY-MM."),
+    Column("sha256", Text, nullable=False, comment="Of the waterfall and the open breaks: the same data, the same row."),
+    Column("waterfall", JSONB, nullable=False),
+    Column("open_breaks", BigInteger, nullable=False),
+    _at("as_of"),
+    Column("run_id", Text, nullable=False),
+    Index(None, "period", "id"),
+)
+
+breaks = Table(
+    "breaks",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("period", Text, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    _at("hour", nullable=True),
+    Column("step", Text, nullable=False, comment="Which two steps differ, such as sent_held."),
+    Column("cause", Text, nullable=False),
+    Column("currency", Text),
+    _number("quantity"),
+    _number("amount"),
+    Column("detail", Text, nullable=False),
+    _at("first_seen"),
+    _at("last_seen"),
+    _at("closed_at", nullable=True),
+    Index(
+        "breaks_open_key",
+        "period",
+        "tenant_id",
+        "service",
+        "step",
+        "cause",
+        "hour",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("period", Text, nullable=False),
+    Column("name", Text, nullable=False, comment="File name below the reports folder of the period."),
+    Column("sha256", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("reconciliation_id", BigInteger, ForeignKey(reconciliations.c.id), nullable=False),
+    _at("made_at"),
+    UniqueConstraint("period", "name", "sha256"),
+)
+
+PARTITIONED = (metered_usage, rated_usage, usage_records)
+APPEND_ONLY = (
+    landings, landed_hours, quarantine, metered_hours, metered_usage, rated_usage, audit_trail, stripe_events,
+    stripe_events_handled, usage_summaries, reconciliations, reports,
+)  # fmt: skip
+#: Rows stay; only the named columns may change.
+GUARDED = {usage_records: OUTBOX_MOVES, tenant_standing: STANDING_MOVES}

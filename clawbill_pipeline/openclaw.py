@@ -1,0 +1,175 @@
+"""A plain client of OpenClaw's contract: one rating, one status. Retries and bookings are the stations' affair.
+
+The contract: ``POST /rating`` with exactly ``tenant_id``, ``service`` and ``quantity``; the answer carries at least
+``amount_cents``. Numbers are exact both ways: quantities leave as JSON numbers with all their digits, and amounts
+are read as Decimal whether they come as numbers or strings.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
+
+from clawbill_pipeline.money import MoneyError, exact, from_minor, plain
+
+MAX_ANSWER_BYTES = 1_000_000
+
+
+class OpenClawError(RuntimeError):
+    """OpenClaw did not give a usable answer. ``retryable`` says whether asking again later can help."""
+
+    def __init__(self, message: str, *, retryable: bool, answer: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.answer = answer
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A rating: ``amount`` in the currency's major unit; ``body`` as OpenClaw wrote it, decimals as strings."""
+
+    amount: Decimal
+    currency: str
+    rate_card_version: str
+    body: Mapping[str, Any]
+    latency_ms: Decimal
+
+
+@dataclass(frozen=True)
+class OpenClaw:
+    """How to reach OpenClaw. The token never shows."""
+
+    url: str
+    token: SecretStr
+    status_path: str = "/tenants/{tenant_id}/status"
+    timeout: float = 30
+    concurrency: int = 16
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[OpenClawSession]:
+        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+        headers = {"Authorization": f"Bearer {self.token.get_secret_value()}", "Content-Type": "application/json"}
+        async with httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            timeout=self.timeout,
+            transport=AiohttpTransport(limits=limits),
+            trust_env=False,
+        ) as http:
+            yield OpenClawSession(http, self.status_path)
+
+
+class OpenClawSession:
+    """Open connections to OpenClaw, inside one event loop."""
+
+    def __init__(self, http: httpx.AsyncClient, status_path: str) -> None:
+        self._http = http
+        self._status_path = status_path
+
+    async def rate(self, tenant_id: str, service: str, quantity: Decimal, currency: str) -> Answer:
+        """What ``quantity`` of ``service`` (as OpenClaw names it) costs the tenant, who is billed in ``currency``.
+
+        Raises OpenClawError; nothing is tried twice here.
+        """
+        # json has no exact numbers, so the quantity is written by hand; it is digits, a sign and a point at most.
+        body = f'{{"tenant_id":{json.dumps(tenant_id)},"service":{json.dumps(service)},"quantity":{plain(quantity)}}}'
+        started = time.perf_counter()
+        text = await self._send("POST", "/rating", body)
+        elapsed = Decimal(round((time.perf_counter() - started) * 1_000_000)) / 1000
+        return read_answer(text, currency, elapsed)
+
+    async def put_status(self, tenant_id: str, status: str) -> None:
+        """Tells OpenClaw how the tenant stands (``paid``, ``overdue``, …). Raises OpenClawError."""
+        path = self._status_path.format(tenant_id=quote(tenant_id, safe=""))
+        await self._send("PUT", path, json.dumps({"status": status}))
+
+    async def healthy(self) -> bool:
+        """Whether something answers at OpenClaw's address at all."""
+        try:
+            await self._http.get("/healthz")
+        except httpx.HTTPError:
+            return False
+        return True
+
+    async def _send(self, method: str, path: str, body: str) -> str:
+        try:
+            async with self._http.stream(method, path, content=body) as response:
+                chunks, size = [], 0
+                async for chunk in response.aiter_bytes():
+                    size += len(chunk)
+                    if size > MAX_ANSWER_BYTES:
+                        raise OpenClawError("the answer is larger than 1 MB", retryable=False)
+                    chunks.append(chunk)
+        except httpx.HTTPError as error:
+            raise OpenClawError(f"OpenClaw can't be reached: {type(error).__name__}", retryable=True) from error
+        text = b"".join(chunks).decode("utf-8", "replace")
+        if response.is_success:
+            return text
+        retryable = response.status_code == 429 or response.status_code >= 500
+        raise OpenClawError(
+            f"OpenClaw answered {response.status_code}: {text[:300]}",
+            retryable=retryable,
+            answer=text[:10_000],
+            retry_after=_seconds(response.headers.get("Retry-After")),
+        )
+
+
+def read_answer(text: str, currency: str, latency_ms: Decimal) -> Answer:
+    """The rating in an answer's JSON text. Raises OpenClawError (final) where it is not one, saying which field."""
+
+    def refuse(why: str) -> OpenClawError:
+        return OpenClawError(f"unusable answer: {why}", retryable=False, answer=text[:10_000])
+
+    try:
+        body = json.loads(text, parse_float=Decimal, parse_constant=Decimal)
+    except (ValueError, RecursionError):
+        raise refuse("not JSON") from None
+    if not isinstance(body, dict):
+        raise refuse("not a JSON object")
+    if "amount_cents" not in body:
+        raise refuse("amount_cents is missing")
+    said = str(body.get("currency") or currency).upper()
+    if said != currency:
+        raise refuse(f"currency is {said}, but the account is billed in {currency}")
+    cents = body["amount_cents"]
+    try:
+        if isinstance(cents, bool) or not isinstance(cents, int | str | Decimal):
+            raise MoneyError(f"{cents!r} is not a number")
+        amount = exact(from_minor(_number(cents), currency))
+    except MoneyError as error:
+        raise refuse(f"amount_cents: {error}") from None
+    return Answer(amount, currency, str(body.get("rate_card_version") or ""), _strings(body), latency_ms)
+
+
+def _number(value: int | str | Decimal) -> Decimal:
+    try:
+        number = Decimal(value)
+    except ArithmeticError:
+        raise MoneyError(f"{value!r} is not a number") from None
+    if not number.is_finite():
+        raise MoneyError(f"{value!r} is not finite")
+    return number
+
+
+def _strings(value: Any) -> Any:
+    """The same JSON value with decimals as strings, so that storing it changes no digit."""
+    if isinstance(value, dict):
+        return {key: _strings(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strings(item) for item in value]
+    return str(value) if isinstance(value, Decimal) else value
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header and header.isdigit() else None

@@ -1,0 +1,104 @@
+"""What the environment says: addresses, keys and folders. Read once, passed on; secrets never show in a repr.
+
+Names fixed by the outside: STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, OPENCLAW_URL, OPENCLAW_TOKEN. Our own begin
+with CLAWBILL_ and are listed in .env.example.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class SettingsError(ValueError):
+    """A setting is missing or contradicts another one; the message names it and says what to set."""
+
+
+class Settings(BaseModel):
+    """All settings. Fields are None where the environment says nothing and nothing sensible can be assumed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: Path = Field(Path(".clawbill"), description="CLAWBILL_STATE: the folder for all that is kept on disk.")
+    catalog: Path | None = Field(None, description="CLAWBILL_CATALOG: the catalogue file.")
+    database_url: SecretStr | None = Field(None, description="CLAWBILL_DATABASE_URL: PostgreSQL for the ledger.")
+    lake: str | None = Field(None, description="CLAWBILL_LAKE: folder of the lake; default <state>/lake.")
+    openclaw_url: str | None = Field(None, description="OPENCLAW_URL")
+    openclaw_token: SecretStr | None = Field(None, description="OPENCLAW_TOKEN")
+    openclaw_status_path: str = Field(
+        "/tenants/{tenant_id}/status", description="CLAWBILL_OPENCLAW_STATUS_PATH: where a tenant's status is put."
+    )
+    stripe_key: SecretStr | None = Field(None, description="STRIPE_SECRET_KEY")
+    stripe_webhook_secrets: tuple[SecretStr, ...] = Field(
+        (), description="STRIPE_WEBHOOK_SECRET: signing secret; several, separated by commas, while one is rotated."
+    )
+    stripe_api_base: str | None = Field(None, description="CLAWBILL_STRIPE_API_BASE: a stand-in instead of Stripe.")
+    web_url: str | None = Field(None, description="CLAWBILL_WEB_URL: address of the web app in links.")
+    clock: Path | None = Field(None, description="CLAWBILL_CLOCK: a file with the time to live at (demonstrations).")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """The settings in ``env`` (the process's own by default). An empty variable counts as not set."""
+        env = os.environ if env is None else env
+        secrets = [part.strip() for part in env.get("STRIPE_WEBHOOK_SECRET", "").split(",")]
+        named = {
+            "state": env.get("CLAWBILL_STATE"),
+            "catalog": env.get("CLAWBILL_CATALOG"),
+            "database_url": env.get("CLAWBILL_DATABASE_URL"),
+            "lake": env.get("CLAWBILL_LAKE"),
+            "openclaw_url": env.get("OPENCLAW_URL"),
+            "openclaw_token": env.get("OPENCLAW_TOKEN"),
+            "openclaw_status_path": env.get("CLAWBILL_OPENCLAW_STATUS_PATH"),
+            "stripe_key": env.get("STRIPE_SECRET_KEY"),
+            "stripe_api_base": env.get("CLAWBILL_STRIPE_API_BASE"),
+            "web_url": env.get("CLAWBILL_WEB_URL"),
+            "clock": env.get("CLAWBILL_CLOCK"),
+        }
+        values: dict[str, object] = {name: value for name, value in named.items() if value}
+        return cls.model_validate(values | {"stripe_webhook_secrets": [secret for secret in secrets if secret]})
+
+    @property
+    def lake_root(self) -> str:
+        return self.lake or str(self.state / "lake")
+
+    @property
+    def reports_root(self) -> Path:
+        return self.state / "reports"
+
+    def need_database(self) -> str:
+        """The ledger's URL. Raises SettingsError where none is set."""
+        if self.database_url is None:
+            raise SettingsError(
+                "no database: set CLAWBILL_DATABASE_URL to a PostgreSQL URL, or run `clawbill up`, which starts one"
+            )
+        return self.database_url.get_secret_value()
+
+    def need_openclaw(self) -> tuple[str, SecretStr]:
+        """OpenClaw's address and token. Raises SettingsError where one is missing."""
+        if not self.openclaw_url or not self.openclaw_token:
+            raise SettingsError("OpenClaw is not configured: set OPENCLAW_URL and OPENCLAW_TOKEN")
+        return self.openclaw_url.rstrip("/"), self.openclaw_token
+
+    def need_stripe(self, *, live_allowed: bool) -> SecretStr:
+        """Stripe's key. Raises SettingsError where it is missing, or live while the catalogue says ``live: false``."""
+        if self.stripe_key is None:
+            raise SettingsError("Stripe is not configured: set STRIPE_SECRET_KEY")
+        refuse_live(self.stripe_key, live_allowed=live_allowed)
+        return self.stripe_key
+
+
+def is_live(key: SecretStr) -> bool:
+    """Whether a Stripe key moves real money."""
+    return key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+
+
+def refuse_live(key: SecretStr, *, live_allowed: bool) -> None:
+    """Raises SettingsError for a live key unless the catalogue allows it."""
+    if is_live(key) and not live_allowed:
+        raise SettingsError(
+            "STRIPE_SECRET_KEY is a live key, and the catalogue does not say `live: true`; "
+            "use a test key, or say so in the catalogue when real customers shall be billed"
+        )
