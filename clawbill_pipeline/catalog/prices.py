@@ -77,12 +77,11 @@ def _tiling(tiers: tuple[AnyTier, ...]) -> tuple[AnyTier, ...]:
             if number < len(tiers):
                 raise ValueError(f"{here} has no end, so tier {number + 1} can never be reached; give {here} an up_to")
             return tiers
-        if tier.up_to == start:
-            reason = "above 0" if number == 1 else f"above tier {number - 1}'s, which is the same"
-            raise ValueError(f"{here}: no quantity falls into it; its up_to {plain(tier.up_to)} must be {reason}")
-        if tier.up_to < start:
+        if tier.up_to <= start:
+            before = f"tier {number - 1}'s up_to {plain(start)}" if number > 1 else "0"
             raise ValueError(
-                f"{here}: up_to {plain(tier.up_to)} is below {plain(start)}, where tier {number - 1} ends; put them in order"
+                f"{here}: up_to {plain(tier.up_to)} is not above {before}, so no quantity falls into it; "
+                "put the tiers in order, each up_to above the one before"
             )
         start = tier.up_to
     raise ValueError(f"no price for quantities above {plain(start)}; end with a tier of up_to: null")
