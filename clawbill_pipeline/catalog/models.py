@@ -81,7 +81,8 @@ class Calendar(Closed):
         timedelta(hours=1), description="How late usage may arrive and still be on the period's invoice."
     )
     stripe_grace: Duration = Field(
-        timedelta(hours=1), description="Stripe's time between draft and finalised invoice, 1h to 72h (account setting)."
+        timedelta(hours=1),
+        description="Stripe's time between draft and finalised invoice, 1h to 72h (account setting).",
     )
     settle_lag: Duration = Field(
         timedelta(minutes=10), description="How long Stripe's summaries may lag before a difference is a break."
@@ -248,7 +249,9 @@ class Catalog(Closed):
         for tenant_id, tenant in self.tenants.items():
             if tenant.rate_card not in self.rate_cards:
                 known = ", ".join(self.rate_cards)
-                raise ValueError(f"tenants.{tenant_id}: rate_card {tenant.rate_card!r} does not exist; there is {known}")
+                raise ValueError(
+                    f"tenants.{tenant_id}: rate_card {tenant.rate_card!r} does not exist; there is {known}"
+                )
             self._check_prices(f"tenants.{tenant_id}.prices", tenant.prices)
         return self
 
@@ -257,7 +260,9 @@ class Catalog(Closed):
             base, dimensions = split_openclaw_service(name)
             service = self.services.get(base)
             if service is None:
-                raise ValueError(f"{where}: {name!r} prices no service of the catalogue; there is {', '.join(self.services)}")
+                raise ValueError(
+                    f"{where}: {name!r} prices no service of the catalogue; there is {', '.join(self.services)}"
+                )
             if dimensions and len(dimensions.split("/")) != len(service.dimensions):
                 order = "/".join(service.dimensions) or "none"
                 raise ValueError(f"{where}: {name!r} does not name the service's dimensions ({order}) in their order")
@@ -295,7 +300,9 @@ class Catalog(Closed):
             version and (version.prices.get(service) or version.prices.get(base))
         )
         if not found or not version:
-            raise UnknownService(f"rate card {tenant.rate_card!r} has no price for service {service!r} at {at:%Y-%m-%d}")
+            raise UnknownService(
+                f"rate card {tenant.rate_card!r} has no price for service {service!r} at {at:%Y-%m-%d}"
+            )
         return PricedService.model_construct(
             price=found,
             currency=card.currency,

@@ -13,7 +13,7 @@ HOUR = timedelta(hours=1)
 
 @dataclass(frozen=True, order=True, slots=True)
 class Period:
-    """A half-open billing period in UTC. ``key`` is the month (``2026-10``) in which it starts, in the tenant's zone."""
+    """A half-open billing period in UTC. ``key`` is the month (``2026-10``) in which it starts, in its zone."""
 
     start: datetime
     end: datetime

@@ -119,6 +119,12 @@ def lock(connection: Connection, *names: str) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(*names)})
 
 
+def lock_all(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
+    """As ``lock``, for many at once; always taken in the same order, so that two workers never wait in a ring."""
+    keys = sorted({lock_key(*name) for name in names})
+    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), {"keys": keys})
+
+
 def lock_key(*names: str) -> int:
     """The 64-bit key of a named advisory lock."""
     digest = hashlib.sha256("\x1f".join(names).encode()).digest()

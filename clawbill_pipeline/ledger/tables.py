@@ -110,7 +110,7 @@ metered_hours = Table(
     "metered_hours",
     metadata,
     Column("hour", DateTime(timezone=True), primary_key=True),
-    Column("landing_id", BigInteger, primary_key=True, comment="Newest landing that was counted; 0 for none."),
+    Column("landings", BigInteger, primary_key=True, comment="How many landings touch the hour and were counted."),
     Column("events", BigInteger, nullable=False),
     Column("duplicates", BigInteger, nullable=False),
     Column("conflicts", BigInteger, nullable=False),
@@ -383,7 +383,9 @@ reconciliations = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("period", Text, nullable=False, comment="Month in which the billing periods start, YYYY-MM."),
-    Column("sha256", Text, nullable=False, comment="Of the waterfall and the open breaks: the same data, the same row."),
+    Column(
+        "sha256", Text, nullable=False, comment="Of the waterfall and the open breaks: the same data, the same row."
+    ),
     Column("waterfall", JSONB, nullable=False),
     Column("open_breaks", BigInteger, nullable=False),
     _at("as_of"),

@@ -68,11 +68,9 @@ CREATE TABLE clawbill.invoices (
 );
 
 COMMENT ON COLUMN clawbill.invoices.tenant_id IS 'Null for a customer that no tenant is mapped to.';
-
 COMMENT ON COLUMN clawbill.invoices.object IS 'Stripe''s newest object, without its lines.';
 
 CREATE INDEX invoices_customer_id_idx ON clawbill.invoices (customer_id);
-
 CREATE INDEX invoices_tenant_id_idx ON clawbill.invoices (tenant_id);
 
 CREATE TABLE clawbill.landings (
@@ -95,33 +93,26 @@ CREATE TABLE clawbill.landings (
 );
 
 COMMENT ON COLUMN clawbill.landings.uri IS 'File, database or address that was read.';
-
 COMMENT ON COLUMN clawbill.landings.position IS 'Where this landing ends in the uri; the next one goes on there.';
-
 COMMENT ON COLUMN clawbill.landings.size IS 'Bytes or rows of the uri when it was read.';
-
 COMMENT ON COLUMN clawbill.landings.sha256 IS 'Of what this landing read.';
-
 COMMENT ON COLUMN clawbill.landings.lines IS 'Lines that should bear usage = events_lines + quarantined.';
-
 COMMENT ON COLUMN clawbill.landings.events IS 'A line can bear several events.';
-
 COMMENT ON COLUMN clawbill.landings.skipped IS 'Lines that bear no usage by their kind.';
 
 CREATE TABLE clawbill.metered_hours (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
-    landing_id BIGINT NOT NULL,
+    landings BIGINT NOT NULL,
     events BIGINT NOT NULL,
     duplicates BIGINT NOT NULL,
     conflicts BIGINT NOT NULL,
     changed BIGINT NOT NULL,
     metered_at TIMESTAMP WITH TIME ZONE NOT NULL,
     run_id TEXT NOT NULL,
-    CONSTRAINT metered_hours_pkey PRIMARY KEY (hour, landing_id)
+    CONSTRAINT metered_hours_pkey PRIMARY KEY (hour, landings)
 );
 
-COMMENT ON COLUMN clawbill.metered_hours.landing_id IS 'Newest landing that was counted; 0 for none.';
-
+COMMENT ON COLUMN clawbill.metered_hours.landings IS 'How many landings touch the hour and were counted.';
 COMMENT ON COLUMN clawbill.metered_hours.changed IS 'New revisions written.';
 
 CREATE TABLE clawbill.metered_usage (
@@ -144,7 +135,6 @@ CREATE TABLE clawbill.metered_usage (
  PARTITION BY RANGE (hour);
 
 COMMENT ON COLUMN clawbill.metered_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
-
 COMMENT ON COLUMN clawbill.metered_usage.window_start IS 'The hour, or a period boundary in it.';
 
 CREATE TABLE clawbill.rated_usage (
@@ -177,13 +167,9 @@ CREATE TABLE clawbill.rated_usage (
  PARTITION BY RANGE (hour);
 
 COMMENT ON COLUMN clawbill.rated_usage.booking IS 'Order in which rows were booked.';
-
 COMMENT ON COLUMN clawbill.rated_usage.amount IS 'Of the whole window at this revision, major unit.';
-
 COMMENT ON COLUMN clawbill.rated_usage.asked_quantity IS 'Sent to OpenClaw: the hour''s or the period''s.';
-
 COMMENT ON COLUMN clawbill.rated_usage.answered_amount IS 'OpenClaw''s amount for asked_quantity.';
-
 COMMENT ON COLUMN clawbill.rated_usage.answer IS 'OpenClaw''s whole answer, numbers as it wrote them.';
 
 CREATE INDEX rated_usage_tenant_id_service_period_start_idx ON clawbill.rated_usage (tenant_id, service, period_start);
@@ -220,7 +206,6 @@ CREATE TABLE clawbill.reconciliations (
 );
 
 COMMENT ON COLUMN clawbill.reconciliations.period IS 'Month in which the billing periods start, YYYY-MM.';
-
 COMMENT ON COLUMN clawbill.reconciliations.sha256 IS 'Of the waterfall and the open breaks: the same data, the same row.';
 
 CREATE INDEX reconciliations_period_id_idx ON clawbill.reconciliations (period, id);
@@ -311,17 +296,12 @@ CREATE TABLE clawbill.usage_records (
  PARTITION BY RANGE (hour);
 
 COMMENT ON COLUMN clawbill.usage_records.identifier IS 'Stripe''s event identifier and the idempotency key.';
-
 COMMENT ON COLUMN clawbill.usage_records.units IS 'Whole units of the window at this revision.';
-
 COMMENT ON COLUMN clawbill.usage_records.value IS 'What is sent: the units, or a signed difference.';
-
 COMMENT ON COLUMN clawbill.usage_records.exact_units IS 'Before rounding to whole units.';
-
 COMMENT ON COLUMN clawbill.usage_records.parked IS 'Why this row waits for a person; null for a row that flows.';
 
 CREATE INDEX usage_records_customer_id_meter_period_start_idx ON clawbill.usage_records (customer_id, meter, period_start);
-
 CREATE INDEX usage_records_state_idx ON clawbill.usage_records (state) WHERE state <> 'delivered';
 
 CREATE TABLE clawbill.usage_summaries (
@@ -361,7 +341,6 @@ CREATE TABLE clawbill.invoice_lines (
 );
 
 COMMENT ON COLUMN clawbill.invoice_lines.service IS 'Null for a line that no service is mapped to.';
-
 COMMENT ON COLUMN clawbill.invoice_lines.quantity IS 'Stripe''s quantity_decimal.';
 
 CREATE INDEX invoice_lines_tenant_id_service_period_start_idx ON clawbill.invoice_lines (tenant_id, service, period_start);
@@ -397,13 +376,9 @@ CREATE TABLE clawbill.quarantine (
 );
 
 COMMENT ON COLUMN clawbill.quarantine.place IS 'Line and byte offset, or row, within the uri.';
-
 COMMENT ON COLUMN clawbill.quarantine.reason IS 'A short code, such as not_a_number.';
-
 COMMENT ON COLUMN clawbill.quarantine.detail IS 'What is wrong and how to mend it.';
-
 COMMENT ON COLUMN clawbill.quarantine.raw IS 'The line, cut and with secrets masked.';
-
 COMMENT ON COLUMN clawbill.quarantine.tenant_id IS 'Where the line still tells it.';
 
 CREATE TABLE clawbill.reports (
@@ -500,12 +475,11 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.reports
     FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.reports
     FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-
-CREATE TRIGGER guarded BEFORE UPDATE OR DELETE ON clawbill.usage_records
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.usage_records
     FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('state', 'attempts', 'first_sent_at', 'settled_at', 'next_attempt_at', 'parked', 'error', 'answer');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.usage_records
     FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER guarded BEFORE UPDATE OR DELETE ON clawbill.tenant_standing
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.tenant_standing
     FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('reported_at', 'attempts', 'error');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.tenant_standing
     FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();

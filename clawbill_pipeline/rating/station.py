@@ -1,0 +1,336 @@
+"""Rates metered usage: what is due, what to ask OpenClaw, what to book. Prices and the engine are not here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import groupby
+
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog, hours_between, openclaw_service
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
+from clawbill_pipeline.rating.asking import Asker
+from clawbill_pipeline.results import Check
+
+#: Rows asked for and booked in one transaction: a crash loses at most this many answers, which are asked for again.
+CHUNK = 20_000
+
+
+@dataclass(frozen=True)
+class Due:
+    """A metered quantity that has no amount yet. ``held_*`` is what is booked for its window so far."""
+
+    hour: datetime
+    tenant_id: str
+    service: str
+    dimensions: str
+    window_start: datetime
+    metered_revision: int
+    quantity: Decimal
+    reason: str
+    revision: int
+    held_quantity: Decimal
+    held_amount: Decimal
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Booking:
+    """An amount for a window: ``amount`` is the whole window's; ``asked`` and ``answer`` are OpenClaw's part."""
+
+    due: Due
+    basis: str
+    period_start: datetime
+    asked: Decimal
+    amount: Decimal
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that got no amount: ``retry`` may work later, ``refused`` is OpenClaw's final word, ``unmapped`` ours."""
+
+    due: Due
+    kind: str
+    error: str
+    answer: str
+    wait: timedelta | None
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What rating came to. ``amounts`` is what was booked now and before for these hours, by currency."""
+
+    hours: int
+    due: int
+    booked: int
+    retry: int
+    refused: int
+    unmapped: int
+    amounts: dict[str, Decimal]
+    checks: tuple[Check, ...]
+
+
+def rate(
+    ledger: Ledger, catalog: Catalog, openclaw: OpenClaw, *, start: datetime, end: datetime, now: datetime, run_id: str
+) -> Rated:
+    """Rates all metered usage of the UTC hours ``[start, end)`` that is not rated at its newest revision.
+
+    A row that fails stays due, with its error on record in ``rating_failures``; the others go on.
+    """
+    hours = list(hours_between(start, end))
+    ledger.ensure_partitions(hours)
+    booked: list[Booking] = []
+    failed: list[Failure] = []
+    after: tuple[object, ...] | None = None
+    while True:
+        with ledger.transaction() as connection:
+            # Hours are locked for double launches; period-to-date groups for hours that are backfilled side by side.
+            lock_all(connection, (("rating", hour.isoformat()) for hour in hours))
+            due = _read_due(connection, start, end, after)
+            if not due:
+                break
+            after = (due[-1].hour, due[-1].tenant_id, due[-1].service, due[-1].dimensions, due[-1].window_start)
+            bookings, failures = _rate_chunk(connection, catalog, openclaw, due)
+            _write_bookings(connection, bookings, now, run_id)
+            _write_failures(connection, failures, now, run_id)
+        booked += bookings
+        failed += failures
+        if len(due) < CHUNK:
+            break
+    with ledger.transaction() as connection:
+        amounts = {row.currency: row.amount for row in connection.execute(_AMOUNTS, {"start": start, "end": end})}
+    kinds = [failure.kind for failure in failed]
+    return Rated(
+        hours=len(hours),
+        due=len(booked) + len(failed),
+        booked=len(booked),
+        retry=kinds.count("retry"),
+        refused=kinds.count("refused"),
+        unmapped=kinds.count("unmapped"),
+        amounts=amounts,
+        checks=(
+            Check(
+                "everything_rated",
+                not any(kind != "unmapped" for kind in kinds),
+                "Every metered quantity of a tenant in the catalogue has an amount.",
+                {"retry": kinds.count("retry"), "refused": kinds.count("refused"), "first": _first_error(failed)},
+            ),
+            Check(
+                "everybody_mapped",
+                "unmapped" not in kinds,
+                "Every tenant that used something is in the catalogue.",
+                {"tenants": ", ".join(sorted({f.due.tenant_id for f in failed if f.kind == "unmapped"})[:20])},
+            ),
+        ),
+    )
+
+
+_DUE = text("""
+    SELECT m.hour, m.tenant_id, m.service, m.dimensions, m.window_start, m.revision AS metered_revision, m.quantity,
+           m.reason, coalesce(r.revision, 0) + 1 AS revision, coalesce(r.quantity, 0) AS held_quantity,
+           coalesce(r.amount, 0) AS held_amount, coalesce(f.attempts, 0) AS attempts
+    FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM metered_usage
+          WHERE hour >= :start AND hour < :end
+            AND (CAST(:hour AS timestamptz) IS NULL
+                 OR (hour, tenant_id, service, dimensions, window_start)
+                    > (CAST(:hour AS timestamptz), CAST(:tenant AS text), CAST(:service AS text),
+                       CAST(:dimensions AS text), CAST(:window AS timestamptz)))
+          ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) m
+    LEFT JOIN LATERAL (SELECT revision, metered_revision, quantity, amount FROM rated_usage r
+          WHERE (r.hour, r.tenant_id, r.service, r.dimensions, r.window_start)
+              = (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start)
+          ORDER BY revision DESC LIMIT 1) r ON true
+    LEFT JOIN rating_failures f
+          ON (f.hour, f.tenant_id, f.service, f.dimensions, f.window_start, f.metered_revision)
+           = (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start, m.revision)
+    WHERE r.metered_revision IS NULL OR r.metered_revision < m.revision
+    ORDER BY m.hour, m.tenant_id, m.service, m.dimensions, m.window_start LIMIT :chunk
+""")
+_AMOUNTS = text("""
+    SELECT currency, sum(amount) AS amount FROM (
+        SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) currency, amount FROM rated_usage
+        WHERE hour >= :start AND hour < :end
+        ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) c
+    GROUP BY currency ORDER BY currency
+""")
+_LAST_BOOKED = text("""
+    SELECT asked_quantity, answered_amount FROM rated_usage
+    WHERE tenant_id = :tenant AND service = :service AND dimensions = :dimensions AND period_start = :period_start
+      AND basis = 'period_to_date' ORDER BY booking DESC LIMIT 1
+""")
+
+
+def _read_due(connection: Connection, start: datetime, end: datetime, after: tuple[object, ...] | None) -> list[Due]:
+    hour, tenant, service, dimensions, window = after or (None,) * 5
+    rows = connection.execute(
+        _DUE,
+        {"start": start, "end": end, "hour": hour, "tenant": tenant, "service": service,
+         "dimensions": dimensions, "window": window, "chunk": CHUNK},
+    )  # fmt: skip
+    return [Due(**row._mapping) for row in rows]
+
+
+def _rate_chunk(
+    connection: Connection, catalog: Catalog, openclaw: OpenClaw, due: Sequence[Due]
+) -> tuple[list[Booking], list[Failure]]:
+    unmapped = [
+        Failure(row, "unmapped", f"tenant {row.tenant_id!r} is not in the catalogue; add it, and run the hour again",
+                "", None)
+        for row in due if row.tenant_id not in catalog.tenants
+    ]  # fmt: skip
+    hourly: list[tuple[Due, datetime]] = []
+    spanning: list[tuple[Due, datetime]] = []
+    for row in due:
+        if row.tenant_id in catalog.tenants:
+            period = catalog.tenants[row.tenant_id].period_at(row.window_start)
+            by = hourly if catalog.services[row.service].basis == "hourly" else spanning
+            by.append((row, period.start))
+    groups = _groups(spanning)
+    lock_all(connection, (("period", *key[:3], key[3].isoformat()) for key in groups))
+    booked = {key: _last_booked(connection, key) for key in groups}
+    results = asyncio.run(_ask_all(catalog, openclaw, hourly, groups, booked))
+    return [r for r in results if isinstance(r, Booking)], [
+        *unmapped,
+        *(r for r in results if isinstance(r, Failure)),
+    ]
+
+
+Group = tuple[str, str, str, datetime]
+
+
+def _groups(rows: Iterable[tuple[Due, datetime]]) -> dict[Group, list[Due]]:
+    def key(item: tuple[Due, datetime]) -> Group:
+        return item[0].tenant_id, item[0].service, item[0].dimensions, item[1]
+
+    return {group: [row for row, _ in items] for group, items in groupby(sorted(rows, key=key), key=key)}
+
+
+def _last_booked(connection: Connection, group: Group) -> tuple[Decimal, Decimal]:
+    tenant, service, dimensions, period_start = group
+    row = connection.execute(
+        _LAST_BOOKED,
+        {"tenant": tenant, "service": service, "dimensions": dimensions, "period_start": period_start},
+    ).first()
+    return (row.asked_quantity, row.answered_amount) if row else (Decimal(0), Decimal(0))
+
+
+async def _ask_all(
+    catalog: Catalog,
+    openclaw: OpenClaw,
+    hourly: Sequence[tuple[Due, datetime]],
+    groups: dict[Group, list[Due]],
+    booked: dict[Group, tuple[Decimal, Decimal]],
+) -> list[Booking | Failure]:
+    async with openclaw.session() as session:
+        asker = Asker(session, attempts=catalog.rating.attempts, concurrency=catalog.rating.concurrency)
+
+        async def by_hour(row: Due, period_start: datetime) -> list[Booking | Failure]:
+            try:
+                answer = await _ask(asker, catalog, row, row.quantity)
+            except OpenClawError as error:
+                return [_failure(row, error)]
+            return [Booking(row, "hourly", period_start, row.quantity, answer.amount, answer)]
+
+        async def to_date(group: Group) -> list[Booking | Failure]:
+            # Each booking is the difference that one row makes to the period's total, in order of arrival, so they
+            # telescope to the rate of the whole. A row that fails is simply not part of the total yet.
+            total, amount = booked[group]
+            results: list[Booking | Failure] = []
+            for row in groups[group]:
+                asked = total + row.quantity - row.held_quantity
+                try:
+                    answer = await _ask(asker, catalog, row, asked)
+                except OpenClawError as error:
+                    results.append(_failure(row, error))
+                    continue
+                difference = answer.amount - amount
+                results.append(Booking(row, "period_to_date", group[3], asked, row.held_amount + difference, answer))
+                total, amount = asked, answer.amount
+            return results
+
+        parts = await asyncio.gather(*(by_hour(*item) for item in hourly), *(to_date(group) for group in groups))
+    return [result for part in parts for result in part]
+
+
+async def _ask(asker: Asker, catalog: Catalog, row: Due, quantity: Decimal) -> Answer:
+    service = openclaw_service(row.service, row.dimensions)
+    return await asker.rate(row.tenant_id, service, quantity, catalog.currency(row.tenant_id))
+
+
+def _failure(row: Due, error: OpenClawError) -> Failure:
+    wait = timedelta(minutes=min(2**row.attempts, 60)) if error.retryable else None
+    return Failure(row, "retry" if error.retryable else "refused", str(error), error.answer, wait)
+
+
+def _first_error(failed: Sequence[Failure]) -> str | None:
+    first = next((f for f in failed if f.kind != "unmapped"), None)
+    return first and f"{first.due.tenant_id} {openclaw_service(first.due.service, first.due.dimensions)}: {first.error}"
+
+
+_RATED_COLUMNS = (
+    "hour", "tenant_id", "service", "dimensions", "window_start", "revision", "metered_revision", "basis", "reason",
+    "quantity", "amount", "currency", "asked_quantity", "answered_amount", "period_start", "answer",
+    "rate_card_version", "latency_ms", "rated_at", "run_id",
+)  # fmt: skip
+
+
+def _write_bookings(connection: Connection, bookings: Sequence[Booking], now: datetime, run_id: str) -> None:
+    if not bookings:
+        return
+    copy_rows(
+        connection,
+        "rated_usage",
+        _RATED_COLUMNS,
+        (
+            (
+                b.due.hour, b.due.tenant_id, b.due.service, b.due.dimensions, b.due.window_start, b.due.revision,
+                b.due.metered_revision, b.basis, b.due.reason, b.due.quantity, b.amount, b.answer.currency, b.asked,
+                b.answer.amount, b.period_start, json.dumps(b.answer.body), b.answer.rate_card_version,
+                b.answer.latency_ms, now, run_id,
+            )
+            for b in bookings
+        ),
+    )  # fmt: skip
+    connection.execute(
+        text("""
+            DELETE FROM rating_failures f USING rated_usage r
+            WHERE f.hour = r.hour AND f.tenant_id = r.tenant_id AND f.service = r.service
+              AND f.dimensions = r.dimensions AND f.window_start = r.window_start
+              AND f.metered_revision <= r.metered_revision AND f.hour = ANY(:hours)
+        """),
+        {"hours": sorted({b.due.hour for b in bookings})},
+    )
+
+
+def _write_failures(connection: Connection, failures: Sequence[Failure], now: datetime, run_id: str) -> None:
+    if not failures:
+        return
+    connection.execute(
+        text("""
+            INSERT INTO rating_failures AS f (hour, tenant_id, service, dimensions, window_start, metered_revision,
+                                              kind, error, answer, attempts, next_attempt_at, failed_at, run_id)
+            VALUES (:hour, :tenant_id, :service, :dimensions, :window_start, :metered_revision, :kind, :error, :answer,
+                    1, :next_attempt_at, :now, :run_id)
+            ON CONFLICT (hour, tenant_id, service, dimensions, window_start, metered_revision) DO UPDATE
+            SET kind = excluded.kind, error = excluded.error, answer = excluded.answer, attempts = f.attempts + 1,
+                next_attempt_at = excluded.next_attempt_at, failed_at = excluded.failed_at, run_id = excluded.run_id
+            WHERE f.kind <> 'unmapped' OR excluded.kind <> 'unmapped'
+        """),
+        [
+            {
+                "hour": f.due.hour, "tenant_id": f.due.tenant_id, "service": f.due.service,
+                "dimensions": f.due.dimensions, "window_start": f.due.window_start,
+                "metered_revision": f.due.metered_revision, "kind": f.kind, "error": f.error, "answer": f.answer,
+                "next_attempt_at": now + f.wait if f.wait else None, "now": now, "run_id": run_id,
+            }
+            for f in failures
+        ],
+    )  # fmt: skip
