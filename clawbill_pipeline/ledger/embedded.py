@@ -85,7 +85,7 @@ class Server:
         by_socket = self.host.startswith("/")
         where = "" if by_socket else f"{self.host}:{self.port}"
         query = f"?host={quote(self.host)}&port={self.port}" if by_socket else ""
-        return f"{driver}://{ROLE}:{self.password}@{where}/{quote(database, safe='')}{query}"
+        return f"{driver}://{ROLE}:{quote(self.password, safe='')}@{where}/{quote(database, safe='')}{query}"
 
     def dsn(self, database: str = "clawbill") -> str:
         """The same as a libpq URL, for ``psycopg.connect``."""
