@@ -79,7 +79,8 @@ class GivenServer:
     def dsn(self, database: str | None = None) -> str:
         given = make_url(self.url(database))
         parts = given.translate_connect_args(username="user", database="dbname")
-        return make_conninfo(**parts, **given.query)  # SQLAlchemy writes a space as "+", which libpq does not read
+        query = {name: str(value) for name, value in given.query.items()}
+        return make_conninfo(**parts, **query)  # SQLAlchemy writes a space as "+", which libpq does not read
 
 
 AnyServer = embedded.Server | GivenServer

@@ -408,7 +408,7 @@ def private_homes(open_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @as_root
 def test_in_a_namespace_nothing_outside_the_folder_changes(
-    folder: Path, private_homes: Path, monkeypatch: pytest.MonkeyPatch
+    private_homes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(embedded_account.SWITCH, "namespace")
     if embedded_account.choose() is None:
@@ -444,7 +444,7 @@ def test_as_nobody_in_a_folder_within_reach(
 
 @as_root
 def test_as_nobody_data_out_of_reach_moves_to_a_private_home(
-    folder: Path, private_homes: Path, monkeypatch: pytest.MonkeyPatch
+    private_homes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert NOBODY is not None
     remember(start(folder), "moved")
