@@ -12,18 +12,20 @@ import types
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 from stripe._request_options import RequestOptions
-from typing_extensions import NotRequired, Required, TypedDict, get_type_hints, is_typeddict
+from typing_extensions import TypedDict, get_type_hints, is_typeddict
 
 from clawbill_pipeline.sandbox.stripe.errors import ApiError, unsupported
 
 _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
+_MARKERS: tuple[Any, ...] = (NotRequired, Required)
+_typed_dict: Any = TypedDict
 _INTEGER = re.compile(r"-?\d{1,18}")
 
 
@@ -63,7 +65,7 @@ class Contract:
                 self._refuse_unused(value[name], inner)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(source: str | type, form: bool) -> TypeAdapter[Any]:
     if isinstance(source, str):
         package, _, name = f"stripe.params.{source}".rpartition(".")
@@ -87,10 +89,10 @@ class _Closing:
         if origin is Annotated:
             return self.close(get_args(kind)[0])
         if origin is list:
-            entries = list[self.close(get_args(kind)[0])]  # type: ignore[misc]
+            entries: Any = types.GenericAlias(list, (self.close(get_args(kind)[0]),))
             return Annotated[entries, BeforeValidator(_form_list)] if self.form else entries
         if origin is dict:
-            return dict[str, self.close(get_args(kind)[1])]  # type: ignore[misc]
+            return types.GenericAlias(dict, (str, self.close(get_args(kind)[1])))
         return self._leaf(kind)
 
     def _closed_dict(self, kind: Any) -> Any:
@@ -103,9 +105,9 @@ class _Closing:
                 if name in _REQUEST_OPTIONS and kind.__optional_keys__ >= _REQUEST_OPTIONS:
                     continue
                 marker = NotRequired if name in kind.__optional_keys__ else Required
-                inner = get_args(hint)[0] if get_origin(hint) in (NotRequired, Required) else hint
+                inner = get_args(hint)[0] if get_origin(hint) in _MARKERS else hint
                 fields[name] = marker[self.close(inner)]
-            closed: Any = TypedDict(kind.__name__, fields)  # type: ignore[operator]
+            closed = _typed_dict(kind.__name__, fields)
             closed.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
             self.done[kind] = closed
         return self.done[kind]

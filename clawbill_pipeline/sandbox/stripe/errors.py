@@ -44,11 +44,9 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 def missing(noun: str, identifier: str, param: str = "id", status: int = 404) -> ApiError:
     """404 for an object in the path, 400 (``status``) for one named by a parameter."""
-    return ApiError(
-        status, f"No such {noun}: '{identifier}'", code="resource_missing", param=param, kept=True
-    )
+    return ApiError(status, f"No such {noun}: '{identifier}'", code="resource_missing", param=param, kept=True)
 
 
 def unsupported(what: str, param: str | None = None) -> ApiError:
-    """400 for what Stripe takes and this sandbox does not keep: it says so instead of answering 200 and doing nothing."""
+    """400 for what Stripe takes and the sandbox does not keep: never a 200 that does nothing."""
     return ApiError(400, f"The clawbill sandbox does not keep {what}.", code="sandbox_unsupported", param=param)

@@ -1,4 +1,4 @@
-"""Form encoding as Stripe reads it: ``a[b][0]=x`` becomes ``{"a": {"b": {"0": "x"}}}``. Types come later (``contract``)."""
+"""Form encoding as Stripe reads it: ``a[b][0]=x`` becomes ``{"a": {"b": {"0": "x"}}}``. Types are in ``contract``."""
 
 from __future__ import annotations
 

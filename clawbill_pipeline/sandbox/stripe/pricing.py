@@ -14,7 +14,7 @@ from clawbill_pipeline.money import exponent, rounded, stripe_exponent
 
 @dataclass(frozen=True, slots=True)
 class PricedLine:
-    """One invoice line: billed ``quantity``, ``amount`` in Stripe's minor units, the unit price, and which tier it is."""
+    """One invoice line: its ``quantity``, ``amount`` in Stripe's minor units, the unit price, and which tier it is."""
 
     quantity: int
     amount: int
@@ -54,10 +54,10 @@ def priced_lines(price: dict[str, Any], quantity: int) -> list[PricedLine]:
 
 
 def _transformed(price: dict[str, Any], quantity: int) -> int:
-    rule = price["transform_quantity"]
+    rule: dict[str, Any] | None = price["transform_quantity"]
     if rule is None:
         return quantity
-    whole, rest = divmod(quantity, rule["divide_by"])
+    whole, rest = divmod(quantity, int(rule["divide_by"]))
     return whole + (1 if rest and rule["round"] == "up" else 0)
 
 

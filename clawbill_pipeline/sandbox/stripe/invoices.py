@@ -1,0 +1,128 @@
+"""Invoices: ``/v1/invoices``. Reading, holding, finalising, paying, voiding; the rules are in ``invoicing``."""
+
+from __future__ import annotations
+
+from clawbill_pipeline.sandbox.stripe.contract import Contract
+from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, merged_metadata, page, shown
+from clawbill_pipeline.sandbox.stripe.errors import invalid
+from clawbill_pipeline.sandbox.stripe.events import emit
+from clawbill_pipeline.sandbox.stripe.invoicing import (
+    DEFAULT_GRACE_SECONDS,
+    advance_at,
+    charge,
+    settle,
+)
+from clawbill_pipeline.sandbox.stripe.invoicing import finalize as finalize_invoice
+
+
+def retrieve(call: Call, params: Document, id: str) -> Document:
+    return shown(call, "invoice", call.find("invoice", id))
+
+
+def list_all(call: Call, params: Document) -> Document:
+    method = params.get("collection_method")
+    keep = (lambda invoice: invoice["collection_method"] == method) if method else None
+    where = {name: params.get(name) for name in ("customer", "status")} | {"parent": params.get("subscription")}
+    return page(call, "invoice", params, "/v1/invoices", where=where, keep=keep)
+
+
+def list_lines(call: Call, params: Document, id: str) -> Document:
+    call.find("invoice", id)
+    url = f"/v1/invoices/{id}/lines"
+    return page(call, "line_item", params, url, where={"parent": id}, noun="invoice line item", oldest_first=True)
+
+
+def update(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    before = shown(call, "invoice", invoice)
+    if invoice["status"] != "draft" and set(params) - {"metadata", "auto_advance", "expand"}:
+        raise invalid("Finalized invoices can't be updated in this way.", code="invoice_not_editable")
+    invoice["metadata"] = merged_metadata(invoice["metadata"], params.get("metadata"))
+    for name in ("description", "footer"):
+        if name in params:
+            invoice[name] = params[name] or None
+    if invoice["status"] == "draft" and ("auto_advance" in params or "automatically_finalizes_at" in params):
+        grace = call.store.setting(call.account, "invoice_grace_seconds", DEFAULT_GRACE_SECONDS)
+        at = params.get("automatically_finalizes_at", call.now + grace)
+        if at < call.now:
+            raise invalid("`automatically_finalizes_at` must be in the future.", "automatically_finalizes_at")
+        advance_at(call, invoice, at if params.get("auto_advance", True) else None)
+    elif "auto_advance" in params:
+        invoice["auto_advance"] = params["auto_advance"]
+    call.put("invoice", invoice)
+    if shown(call, "invoice", invoice) != before:
+        emit(call, "invoice.updated", "invoice", invoice, before)
+    return shown(call, "invoice", invoice)
+
+
+def finalize(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    invoice["auto_advance"] = params.get("auto_advance", invoice["auto_advance"])
+    finalize_invoice(call, invoice)
+    return shown(call, "invoice", call.find("invoice", id))
+
+
+def pay(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    if invoice["status"] == "draft":
+        finalize_invoice(call, {**invoice, "auto_advance": False})
+        invoice = call.find("invoice", id)
+    if invoice["status"] == "paid":
+        if invoice["amount_due"] == 0:
+            return shown(call, "invoice", invoice)
+        raise invalid("Invoice is already paid", code="invoice_already_paid")
+    if invoice["status"] not in ("open", "uncollectible"):
+        raise invalid(f"This invoice is {invoice['status']} and can't be paid.")
+    if params.get("paid_out_of_band"):
+        settle(call, invoice)
+    else:
+        charge(call, invoice)
+    return shown(call, "invoice", call.find("invoice", id))
+
+
+def void(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    if invoice["status"] not in ("open", "uncollectible"):
+        raise invalid(f"You can only pass in open or uncollectible invoices. This invoice is {invoice['status']}.")
+    return _closed(call, invoice, "void", "voided_at", "invoice.voided")
+
+
+def mark_uncollectible(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    if invoice["status"] != "open":
+        raise invalid(f"You can only mark open invoices as uncollectible. This invoice is {invoice['status']}.")
+    return _closed(call, invoice, "uncollectible", "marked_uncollectible_at", "invoice.marked_uncollectible")
+
+
+def _closed(call: Call, invoice: Document, status: str, moment: str, event: str) -> Document:
+    before = shown(call, "invoice", invoice)
+    invoice |= {"status": status, "auto_advance": False, "next_payment_attempt": None}
+    invoice["status_transitions"][moment] = call.now
+    call.put("invoice", invoice)
+    emit(call, "invoice.updated", "invoice", invoice, before)
+    emit(call, event, "invoice", invoice)
+    return shown(call, "invoice", invoice)
+
+
+_PATH = "/v1/invoices"
+_PAGING = "ending_before limit starting_after"
+ROUTES = [
+    Route(
+        "GET",
+        _PATH,
+        Contract("InvoiceListParams", f"{_PAGING} collection_method created customer status subscription"),
+        list_all,
+    ),
+    Route("GET", _PATH + "/{id}", Contract("InvoiceRetrieveParams"), retrieve),
+    Route("GET", _PATH + "/{id}/lines", Contract("InvoiceLineItemListParams", _PAGING), list_lines),
+    Route(
+        "POST",
+        _PATH + "/{id}",
+        Contract("InvoiceUpdateParams", "auto_advance automatically_finalizes_at description footer metadata"),
+        update,
+    ),
+    Route("POST", _PATH + "/{id}/finalize", Contract("InvoiceFinalizeInvoiceParams", "auto_advance"), finalize),
+    Route("POST", _PATH + "/{id}/pay", Contract("InvoicePayParams", "paid_out_of_band"), pay),
+    Route("POST", _PATH + "/{id}/void", Contract("InvoiceVoidInvoiceParams"), void),
+    Route("POST", _PATH + "/{id}/mark_uncollectible", Contract("InvoiceMarkUncollectibleParams"), mark_uncollectible),
+]

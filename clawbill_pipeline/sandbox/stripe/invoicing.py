@@ -1,0 +1,298 @@
+"""An invoice's life: drafted with its lines, finalised after the grace, charged. Calls on it are in ``invoices``.
+
+A draft shows the usage there was when it was made; finalising counts again, so usage of the ended period that arrives
+within the grace is billed, and what comes later is on no invoice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from clawbill_pipeline.money import plain
+from clawbill_pipeline.sandbox.stripe.core import VIEWS, Call, Document, list_of, public, shown
+from clawbill_pipeline.sandbox.stripe.errors import invalid
+from clawbill_pipeline.sandbox.stripe.events import emit
+from clawbill_pipeline.sandbox.stripe.pricing import priced_lines
+from clawbill_pipeline.sandbox.stripe.store import scrambled
+from clawbill_pipeline.sandbox.stripe.usage import usage_total
+
+#: Stripe's default; the account setting takes 0 to 72 hours.
+DEFAULT_GRACE_SECONDS = 3_600
+_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Usage to bill: what the subscription item ``item`` used by ``price`` in ``[start, end)``."""
+
+    item: str
+    price: str
+    start: int
+    end: int
+
+
+def bill_subscription(
+    call: Call, subscription: Document, segments: list[Segment], period: tuple[int, int], reason: str
+) -> Document:
+    """Drafts the invoice for ``segments``; it finalises by itself after the account's grace."""
+    customer = call.find("customer", subscription["customer"])
+    invoice = new_invoice(call, customer, subscription["currency"], reason, period)
+    invoice |= {
+        "collection_method": subscription["collection_method"],
+        "parent": {
+            "quote_details": None,
+            "subscription_details": {"metadata": subscription["metadata"], "subscription": subscription["id"]},
+            "type": "subscription_details",
+        },
+        "_parent": subscription["id"],
+        "_days_until_due": subscription["days_until_due"],
+        "_segments": [asdict(segment) for segment in segments],
+    }
+    grace = call.store.setting(call.account, "invoice_grace_seconds", DEFAULT_GRACE_SECONDS)
+    advance_at(call, invoice, call.now + grace)
+    count_again(call, invoice)
+    call.put("invoice", invoice)
+    subscription["latest_invoice"] = invoice["id"]
+    call.put("subscription", subscription)
+    emit(call, "invoice.created", "invoice", invoice)
+    return invoice
+
+
+def new_invoice(call: Call, customer: Document, currency: str, reason: str, period: tuple[int, int]) -> Document:
+    """An empty draft, not kept yet."""
+    return {
+        "id": call.new_id("in"),
+        "object": "invoice",
+        "account_country": "US",
+        "account_name": "clawbill sandbox",
+        "account_tax_ids": None,
+        "amount_due": 0,
+        "amount_overpaid": 0,
+        "amount_paid": 0,
+        "amount_remaining": 0,
+        "amount_shipping": 0,
+        "application": None,
+        "attempt_count": 0,
+        "attempted": False,
+        "auto_advance": False,
+        "automatic_tax": {
+            "disabled_reason": None,
+            "enabled": False,
+            "liability": None,
+            "provider": None,
+            "status": None,
+        },
+        "automatically_finalizes_at": None,
+        "billing_reason": reason,
+        "collection_method": "charge_automatically",
+        "created": call.now,
+        "currency": currency,
+        "custom_fields": None,
+        "customer": customer["id"],
+        "customer_address": customer["address"],
+        "customer_email": customer["email"],
+        "customer_name": customer["name"],
+        "customer_phone": customer["phone"],
+        "customer_shipping": customer["shipping"],
+        "customer_tax_exempt": customer["tax_exempt"],
+        "customer_tax_ids": [],
+        "default_payment_method": None,
+        "default_source": None,
+        "default_tax_rates": [],
+        "description": None,
+        "discounts": [],
+        "due_date": None,
+        "effective_at": None,
+        "ending_balance": None,
+        "footer": None,
+        "from_invoice": None,
+        "hosted_invoice_url": None,
+        "invoice_pdf": None,
+        "issuer": {"type": "self"},
+        "last_finalization_error": None,
+        "latest_revision": None,
+        "livemode": False,
+        "metadata": {},
+        "next_payment_attempt": None,
+        "number": None,
+        "on_behalf_of": None,
+        "parent": None,
+        "payment_settings": {"default_mandate": None, "payment_method_options": None, "payment_method_types": None},
+        "period_end": period[1],
+        "period_start": period[0],
+        "post_payment_credit_notes_amount": 0,
+        "pre_payment_credit_notes_amount": 0,
+        "receipt_number": None,
+        "rendering": None,
+        "shipping_cost": None,
+        "shipping_details": None,
+        "starting_balance": 0,
+        "statement_descriptor": None,
+        "status": "draft",
+        "status_transitions": {
+            "finalized_at": None,
+            "marked_uncollectible_at": None,
+            "paid_at": None,
+            "voided_at": None,
+        },
+        "subtotal": 0,
+        "subtotal_excluding_tax": 0,
+        "test_clock": None,
+        "threshold_reason": None,
+        "total": 0,
+        "total_discount_amounts": [],
+        "total_excluding_tax": 0,
+        "total_pretax_credit_amounts": [],
+        "total_taxes": [],
+        "webhooks_delivered_at": None,
+        "_parent": None,
+        "_days_until_due": None,
+        "_segments": [],
+    }
+
+
+def advance_at(call: Call, invoice: Document, at: int | None) -> None:
+    """Sets when the draft finalises by itself; None holds it as a draft."""
+    call.store.unschedule(call.account, "invoice_finalize", invoice["id"])
+    invoice["auto_advance"], invoice["automatically_finalizes_at"] = at is not None, at
+    if at is not None:
+        call.store.schedule(at, call.account, "invoice_finalize", invoice["id"])
+
+
+def count_again(call: Call, invoice: Document) -> None:
+    """Makes the draft's usage lines and its totals anew, from the usage there is now."""
+    call.store.db.execute(
+        "DELETE FROM objects WHERE account = ? AND kind = 'line_item' AND parent = ?", (call.account, invoice["id"])
+    )
+    for index, segment in enumerate(invoice["_segments"]):
+        for line in _segment_lines(call, invoice, index, Segment(**segment)):
+            call.put("line_item", line)
+    lines = call.store.select(call.account, "line_item", parent=invoice["id"])
+    total = sum(line["amount"] for line in lines)
+    for name in ("subtotal", "subtotal_excluding_tax", "total", "total_excluding_tax"):
+        invoice[name] = total
+    balance = call.find("customer", invoice["customer"])["balance"]
+    invoice["starting_balance"] = balance
+    invoice["amount_due"] = invoice["amount_remaining"] = max(0, total + balance) if total > 0 else 0
+
+
+def finalize(call: Call, invoice: Document) -> None:
+    """Draft to open, with its last count, its number and the customer's balance applied; then the first charge."""
+    if invoice["status"] != "draft":
+        raise invalid("This invoice is already finalized, you can't re-finalize a non-draft invoice.")
+    before = shown(call, "invoice", invoice)
+    count_again(call, invoice)
+    customer = call.find("customer", invoice["customer"])
+    customer["balance"] = invoice["ending_balance"] = (
+        customer["balance"] - invoice["amount_due"] + invoice["total"] if invoice["total"] else customer["balance"]
+    )
+    invoice["number"] = f"{customer['invoice_prefix']}-{customer['next_invoice_sequence']:04d}"
+    customer["next_invoice_sequence"] += 1
+    call.put("customer", customer)
+    call.store.unschedule(call.account, "invoice_finalize", invoice["id"])
+    invoice |= {
+        "status": "open",
+        "automatically_finalizes_at": None,
+        "effective_at": call.now,
+        "hosted_invoice_url": f"https://invoice.stripe.com/i/{call.account}/test_{invoice['id'][3:]}",
+        "invoice_pdf": f"https://pay.stripe.com/invoice/{call.account}/test_{invoice['id'][3:]}/pdf",
+    }
+    invoice["status_transitions"]["finalized_at"] = call.now
+    if invoice["collection_method"] == "send_invoice":
+        invoice["due_date"] = call.now + (invoice["_days_until_due"] or 30) * _DAY
+    call.put("invoice", invoice)
+    emit(call, "invoice.updated", "invoice", invoice, before)
+    emit(call, "invoice.finalized", "invoice", invoice)
+    if invoice["amount_due"] == 0:
+        settle(call, invoice)
+    elif invoice["auto_advance"]:
+        if invoice["collection_method"] == "charge_automatically":
+            charge(call, invoice)
+        else:
+            emit(call, "invoice.sent", "invoice", invoice)
+
+
+def charge(call: Call, invoice: Document) -> None:
+    """One attempt to collect an open invoice."""
+    invoice["attempted"] = True
+    invoice["attempt_count"] += 1
+    settle(call, invoice)
+
+
+def settle(call: Call, invoice: Document) -> None:
+    """Open to paid: nothing remains."""
+    before = shown(call, "invoice", invoice)
+    invoice |= {"status": "paid", "amount_paid": invoice["amount_due"], "amount_remaining": 0, "attempted": True}
+    invoice |= {"auto_advance": False, "next_payment_attempt": None}
+    invoice["status_transitions"]["paid_at"] = call.now
+    call.put("invoice", invoice)
+    emit(call, "invoice.updated", "invoice", invoice, before)
+    emit(call, "invoice.paid", "invoice", invoice)
+    emit(call, "invoice.payment_succeeded", "invoice", invoice)
+
+
+def _segment_lines(call: Call, invoice: Document, index: int, segment: Segment) -> list[Document]:
+    price = call.find("price", segment.price)
+    subscription = call.find("subscription", invoice["_parent"])
+    product = call.store.get(call.account, "product", price["product"])
+    meter = call.find("meter", price["recurring"]["meter"])
+    quantity = usage_total(call, meter, invoice["customer"], segment.start, segment.end)
+    lines = []
+    for number, line in enumerate(priced_lines(price, quantity)):
+        note = f" ({line.note})" if line.note else ""
+        lines.append(
+            {
+                "id": f"il_{scrambled(call.account, invoice['id'], index, number)}",
+                "object": "line_item",
+                "amount": line.amount,
+                "currency": price["currency"],
+                "description": f"{line.quantity} × {product['name'] if product else price['product']}{note}",
+                "discount_amounts": [],
+                "discountable": True,
+                "discounts": [],
+                "invoice": invoice["id"],
+                "livemode": False,
+                "metadata": subscription["metadata"],
+                "parent": {
+                    "invoice_item_details": None,
+                    "subscription_item_details": {
+                        "invoice_item": None,
+                        "proration": False,
+                        "proration_details": {"credited_items": None},
+                        "subscription": subscription["id"],
+                        "subscription_item": segment.item,
+                    },
+                    "type": "subscription_item_details",
+                },
+                "period": {"end": segment.end, "start": segment.start},
+                "pretax_credit_amounts": [],
+                "pricing": {
+                    "price_details": {"price": price["id"], "product": price["product"]},
+                    "type": "price_details",
+                    "unit_amount_decimal": plain(line.unit_amount_decimal),
+                },
+                "quantity": line.quantity,
+                "quantity_decimal": str(line.quantity),
+                "subscription": subscription["id"],
+                "subtotal": line.amount,
+                "taxes": [],
+                "_parent": invoice["id"],
+            }
+        )
+    return lines
+
+
+def _view(call: Call, invoice: Document) -> Document:
+    lines = [public(line) for line in call.store.select(call.account, "line_item", parent=invoice["id"])]
+    # An embedded list is a first page of ten; the rest is behind its URL.
+    return {**public(invoice), "lines": list_of(lines[:10], f"/v1/invoices/{invoice['id']}/lines", len(lines) > 10)}
+
+
+def finalize_due(call: Call, identifier: str) -> None:
+    """The grace of a draft is over."""
+    invoice = call.store.get(call.account, "invoice", identifier)
+    if invoice is not None and invoice["status"] == "draft" and invoice["auto_advance"]:
+        finalize(call, invoice)
+
+
+VIEWS["invoice"] = _view
