@@ -1,0 +1,78 @@
+"""The ASGI app: its routes and the headers of every answer. What a route does is in the module of its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clawbill_pipeline.clock import clock_of
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.settings import Settings
+from clawbill_pipeline.web.health import Health, Ready
+from clawbill_pipeline.web.landing import InboxWriter
+from clawbill_pipeline.web.reports import Reports
+from clawbill_pipeline.web.webhook import Webhook
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def create_app(settings: Settings, ledger: Ledger, *, live: bool, ready: Ready | None = None) -> Starlette:
+    """The web app over ``ledger``. ``live``: take live events only; otherwise test events only.
+
+    ``ready`` names further parts that health depends on; it is called in a thread. Counts of what the webhook took
+    and refused are in ``app.state.counts``.
+    """
+    counts: Counter[str] = Counter()
+    writer = InboxWriter(ledger.engine, counts)
+    webhook = Webhook(settings.stripe_webhook_secrets, writer, counts, clock_of(settings.clock), live=live)
+    health = Health(ledger, counts, ready, secret=bool(settings.stripe_webhook_secrets))
+    reports = Reports(ledger, settings.reports_root)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await writer.close()
+        ledger.dispose()
+
+    app = Starlette(
+        routes=[
+            Route("/stripe/webhook", webhook.__call__, methods=["POST"]),
+            Route("/healthz", health.__call__, methods=["GET"]),
+            Route("/reports/{period}/{name:path}", reports.__call__, methods=["GET"]),
+        ],
+        middleware=[Middleware(SafeHeaders)],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.counts = counts
+    return app
+
+
+class SafeHeaders:
+    """Adds the headers that keep an answer from being sniffed, framed, cached or leaked, where it sets none itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_safely)
