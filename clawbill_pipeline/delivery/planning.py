@@ -1,0 +1,279 @@
+"""From rated usage to the outbox: which whole units each window sends, and the rows that say so. Sends nothing.
+
+A usage record is one per Stripe customer, meter and window: dimension sets, and tenants that share a customer, are
+summed. Rounding to whole units telescopes: what is planned for a period always sums to the rounded sum of what is
+rated for it (``whole_units``), so no remainder piles up hour by hour.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, localcontext
+from itertools import groupby
+from typing import Any
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.delivery.backends import BACKENDS, LONGEST_IDENTIFIER, MOST_DIGITS, Record, payload_hash
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.money import EXACT, MICRO, rounded
+from clawbill_pipeline.results import Check
+
+#: A correction is stamped one second later than the one before; the shortest window is a quarter of an hour.
+MOST_REVISIONS = 899
+
+_BATCH = 20_000
+
+ZERO = Decimal(0)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What planning came to. ``unmapped`` counts rated windows of tenants and services that Stripe doesn't know yet."""
+
+    records: int
+    corrections: int
+    parked: int
+    unmapped: int
+    other_currency: int
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return (
+            Check(
+                "rated_usage_is_mapped",
+                not self.unmapped and not self.other_currency,
+                "every rated window has a Stripe customer and subscription item in its currency"
+                if not self.unmapped and not self.other_currency
+                else "rated usage waits: run `clawbill provision`, which maps tenants to Stripe or says why it can't",
+                {"unmapped": self.unmapped, "other_currency": self.other_currency},
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window whose exact units changed, and what was planned for it before (0 for a new one)."""
+
+    exact: Decimal
+    planned_exact: Decimal = ZERO
+    planned_units: Decimal = ZERO
+
+
+def whole_units(windows: Sequence[Window], period_exact: Decimal, period_units: Decimal) -> list[Decimal]:
+    """Whole units for the changed ``windows`` of one customer, meter and period, in their order.
+
+    ``period_exact`` and ``period_units`` are what is planned so far for the whole period, these windows included.
+    Afterwards the period's units are its exact sum rounded half away from zero. The part of a unit that other windows
+    gained or lost by rounding is spread evenly, so that no window is far from its own usage.
+    """
+    if not windows:
+        return []
+    with localcontext(EXACT):
+        exact = sum((window.exact for window in windows), ZERO)
+        others_exact = period_exact - sum((window.planned_exact for window in windows), ZERO)
+        others_units = period_units - sum((window.planned_units for window in windows), ZERO)
+        total = rounded(others_exact + exact, 0) - others_units
+        drift, count = total - exact, len(windows)
+        units, so_far, before = [], ZERO, ZERO
+        for number, window in enumerate(windows, 1):
+            so_far += window.exact
+            # Multiplied before it is divided: the last one is exact, and lands on the total.
+            after = rounded(so_far + drift * number / count, 0)
+            units.append(after - before)
+            before = after
+        return units
+
+
+def plan(
+    ledger: Ledger,
+    catalog: Catalog,
+    *,
+    hours: tuple[datetime, datetime] | None,
+    now: datetime,
+    run_id: str,
+) -> Planned:
+    """Appends to the outbox what is rated in the half-open ``hours`` (all of them if None) and not planned yet.
+
+    Rows start as ``planned``. A window whose exact units changed gets its next revision; one that was never planned
+    and is worth nothing gets none. Planning twice writes nothing the second time, and two planners at once wait for
+    each other where they meet in a customer and meter.
+    """
+    services = list(catalog.services)
+    since, until = hours or (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 1, tzinfo=UTC))
+    given = {
+        "since": since,
+        "until": until,
+        "services": services,
+        "by_amount": [catalog.services[service].bill_by == "amount" for service in services],
+        "scales": [_scale(catalog, service) for service in services],
+    }
+    records = corrections = parked = 0
+    with ledger.transaction() as connection:
+        buckets = connection.scalars(text(_BUCKETS), given).all()
+        lock_all(connection, (("planning", str(bucket)) for bucket in buckets))
+        connection.execute(text(_WANTED), given)
+        connection.execute(text(_CHANGED), given)
+        waiting = connection.execute(text(_WAITING)).one()
+        for rows in _batches(connection):
+            fresh = [record for group in rows for record in _records(group, now, run_id)]
+            copy_rows(connection, "usage_records", _COLUMNS, fresh)
+            records += len(fresh)
+            corrections += sum(1 for record in fresh if record[_REVISION] > 1)
+            parked += sum(1 for record in fresh if record[_PARKED] is not None)
+    return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency)
+
+
+def _scale(catalog: Catalog, service: str) -> Decimal:
+    """Whole units in one major unit of money, or in one unit of the service."""
+    sold = catalog.services[service]
+    return MICRO if sold.bill_by == "amount" else Decimal(10) ** sold.quantity_decimals
+
+
+# Who waits for whom: a bucket of customers and meters. Locks of their own for 100,000 customers would not fit.
+_BUCKETS = """
+SELECT DISTINCT abs(hashtext(c.customer_id || i.meter)) % 64
+FROM (SELECT DISTINCT tenant_id, service FROM rated_usage WHERE hour >= :since AND hour < :until) rated
+JOIN stripe_items i USING (tenant_id, service) JOIN stripe_customers c USING (tenant_id)
+ORDER BY 1
+"""
+
+# What is rated now, in exact units of the meter.
+_WANTED = """
+CREATE TEMPORARY TABLE wanted ON COMMIT DROP AS
+WITH sold AS (
+    SELECT * FROM unnest(
+        CAST(:services AS text[]), CAST(:by_amount AS boolean[]), CAST(:scales AS numeric[])
+    ) AS sold (service, by_amount, scale)
+), current AS (
+    SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start)
+        hour, tenant_id, service, window_start, period_start, currency, amount, quantity
+    FROM rated_usage WHERE hour >= :since AND hour < :until
+    ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC
+)
+SELECT c.customer_id, i.meter, r.hour, r.window_start, min(r.period_start) AS period_start,
+    min(r.tenant_id) AS tenant_id, min(r.service) AS service, min(i.backend) AS backend,
+    i.meter IS NULL OR sold.scale IS NULL AS unmapped, r.currency <> c.currency AS other_currency,
+    sum(CASE WHEN sold.by_amount THEN r.amount ELSE r.quantity END * sold.scale) AS exact_units
+FROM current r
+LEFT JOIN sold USING (service)
+LEFT JOIN stripe_items i USING (tenant_id, service)
+LEFT JOIN stripe_customers c USING (tenant_id)
+GROUP BY 1, 2, 3, 4, 9, 10
+"""
+_WAITING = """
+SELECT count(*) FILTER (WHERE unmapped) AS unmapped, count(*) FILTER (WHERE other_currency) AS other_currency
+FROM wanted
+"""
+
+# Windows whose exact units are not those of their newest planned revision. A rejected record never took effect.
+_CHANGED = """
+CREATE TEMPORARY TABLE changed ON COMMIT DROP AS
+WITH newest AS (
+    SELECT hour, customer_id, meter, window_start, max(revision) AS revision,
+        (array_agg(exact_units ORDER BY revision DESC))[1] AS exact_units,
+        (array_agg(units ORDER BY revision DESC))[1] AS units,
+        sum(value) FILTER (WHERE state <> 'rejected') AS sent
+    FROM usage_records WHERE hour >= :since AND hour < :until
+    GROUP BY hour, customer_id, meter, window_start
+)
+SELECT w.hour, w.customer_id, w.meter, w.period_start, w.window_start, w.tenant_id, w.service, w.backend,
+    w.exact_units AS exact, coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
+    coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent
+FROM wanted w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
+WHERE NOT w.unmapped AND NOT w.other_currency AND w.exact_units <> coalesce(n.exact_units, 0)
+"""
+
+# The changed windows with what is planned for their whole period, in an order in which a period's windows meet.
+_BY_PERIOD = """
+WITH touched AS MATERIALIZED (SELECT DISTINCT customer_id, meter, period_start FROM changed),
+newest AS (
+    SELECT DISTINCT ON (hour, customer_id, meter, window_start) customer_id, meter, period_start, exact_units, units
+    FROM usage_records
+    WHERE (customer_id, meter) IN (SELECT customer_id, meter FROM touched)
+      AND hour >= (SELECT min(period_start) - interval '1 hour' FROM touched)
+      AND hour < (SELECT max(period_start) + interval '32 days' FROM touched)
+    ORDER BY hour, customer_id, meter, window_start, revision DESC
+), totals AS (
+    SELECT customer_id, meter, period_start, sum(exact_units) AS exact, sum(units) AS units
+    FROM newest GROUP BY customer_id, meter, period_start
+)
+SELECT changed.*, coalesce(totals.exact, 0) AS period_exact, coalesce(totals.units, 0) AS period_units
+FROM changed LEFT JOIN totals USING (customer_id, meter, period_start)
+ORDER BY customer_id, meter, period_start, window_start
+"""
+
+
+def _batches(connection: Connection) -> Iterator[list[list[Any]]]:
+    """The changed windows, grouped by customer, meter and period, some thousands at a time."""
+    raw: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
+    with raw.cursor("changed_windows", row_factory=namedtuple_row) as cursor:
+        cursor.itersize = _BATCH
+        cursor.execute(_BY_PERIOD)
+        batch: list[list[Any]] = []
+        size = 0
+        for _, rows in groupby(cursor, lambda row: (row.customer_id, row.meter, row.period_start)):
+            group = list(rows)
+            batch.append(group)
+            size += len(group)
+            if size >= _BATCH:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+
+_COLUMNS = (
+    "hour", "identifier", "tenant_id", "service", "customer_id", "meter", "backend", "window_start", "revision",
+    "units", "value", "exact_units", "period_start", "event_timestamp", "payload", "payload_sha256", "planned_at",
+    "run_id", "parked", "error",
+)  # fmt: skip
+_REVISION, _PARKED = _COLUMNS.index("revision"), _COLUMNS.index("parked")
+
+
+def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple[Any, ...]]:
+    """Rows of ``usage_records`` for the changed windows of one customer, meter and period."""
+    windows = [Window(row.exact, row.planned_exact, row.planned_units) for row in group]
+    for row, units in zip(group, whole_units(windows, group[0].period_exact, group[0].period_units), strict=True):
+        backend, revision = BACKENDS[row.backend], row.revision + 1
+        value = units if backend.absolute else units - row.sent
+        record = Record(
+            identifier=identifier(row.customer_id, row.meter, row.window_start, revision),
+            customer_id=row.customer_id,
+            meter=row.meter,
+            value=value,
+            event_timestamp=row.window_start + timedelta(seconds=min(revision, MOST_REVISIONS)),
+        )
+        params = backend.params(record)
+        parked, error = _hindrance(value, revision)
+        yield (
+            row.hour, record.identifier, row.tenant_id, row.service, row.customer_id, row.meter, row.backend,
+            row.window_start, revision, units, value, row.exact, row.period_start, record.event_timestamp,
+            Jsonb(params), payload_hash(params), now, run_id, parked, error,
+        )  # fmt: skip
+
+
+def identifier(customer_id: str, meter: str, window_start: datetime, revision: int) -> str:
+    """The identifier of a usage record, at most 100 characters: the same row, the same identifier, on any machine."""
+    name = f"{customer_id}:{meter}:{window_start.astimezone(UTC):%Y%m%dT%H%M%SZ}:{revision}"
+    if len(name) <= LONGEST_IDENTIFIER:
+        return name
+    tail = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name[: LONGEST_IDENTIFIER - len(tail) - 1]}:{tail}"
+
+
+def _hindrance(value: Decimal, revision: int) -> tuple[str | None, str | None]:
+    """Why a record can't be sent as it is: a short code and a sentence."""
+    if len(str(abs(int(value)))) > MOST_DIGITS:
+        return "too_many_digits", f"{value} has more than the {MOST_DIGITS} digits that Stripe takes"
+    if revision > MOST_REVISIONS:
+        return "too_many_revisions", f"revision {revision}: a window has a second of its own for {MOST_REVISIONS} only"
+    return None, None

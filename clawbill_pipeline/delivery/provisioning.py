@@ -1,0 +1,641 @@
+"""Makes Stripe match the catalogue: product, meters, prices, customers, subscriptions, and the ledger's map of them.
+
+Creates and fills in, never deletes and never changes what bills somebody already; what can't be changed is explained.
+Sending usage is ``sending``'s; what a price costs in Stripe's terms is in ``pricing``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from calendar import monthrange
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import stripe
+from sqlalchemy import or_, select
+from sqlalchemy.dialects.postgresql import insert
+
+from clawbill_pipeline.catalog import Catalog, Tenant, UnknownService
+from clawbill_pipeline.catalog.periods import utc_hour
+from clawbill_pipeline.delivery.backends import HOUR_METER, MeterMismatch, backend_of_meter
+from clawbill_pipeline.delivery.pricing import Unpriceable, amount_terms, described, quantity_terms
+from clawbill_pipeline.delivery.said import account_is_refused, may_work_later, retry_after, said
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock
+from clawbill_pipeline.ledger.tables import audit_trail, stripe_customers, stripe_items
+from clawbill_pipeline.results import Check
+from clawbill_pipeline.settings import is_live, refuse_live
+from clawbill_pipeline.stripe_api import StripeApi
+
+MOST_ITEMS = 20  # of a subscription (docs.stripe.com/api/subscriptions/create#create_subscription-items)
+_LOOKUPS = 10  # lookup keys that one list call takes
+_ATTEMPTS = 5
+_ENDED = ("canceled", "incomplete_expired")
+_BOUNDARIES = 24  # billing periods ahead that Stripe's calendar is compared with the catalogue's
+
+Document = dict[str, Any]
+Kind = Literal["product", "meter", "price", "customer", "subscription", "item"]
+Outcome = Literal["made", "kept", "failed"]
+T = TypeVar("T")
+
+
+class ProvisioningError(RuntimeError):
+    """Nothing can be provisioned at all: the key is refused, or Stripe is away."""
+
+
+class _Failed(ValueError):
+    """One object can't be made or used; the others can."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One object at Stripe: made (or to be made, in a dry run), kept as it is, or failed, and why."""
+
+    kind: Kind
+    name: str
+    outcome: Outcome
+    detail: str = ""
+    tenant_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """What provisioning did, or would do in a dry run, object by object."""
+
+    actions: tuple[Action, ...]
+    #: Tenants whose billing periods Stripe can't follow to the hour.
+    adrift: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def _of(self, outcome: Outcome) -> tuple[Action, ...]:
+        return tuple(action for action in self.actions if action.outcome == outcome)
+
+    @property
+    def made(self) -> tuple[Action, ...]:
+        return self._of("made")
+
+    @property
+    def kept(self) -> tuple[Action, ...]:
+        return self._of("kept")
+
+    @property
+    def failed(self) -> tuple[Action, ...]:
+        return self._of("failed")
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        first = "; ".join(f"{action.kind} {action.name}: {action.detail}" for action in self.failed[:3])
+        return (
+            Check(
+                "stripe_matches_catalogue",
+                not self.failed,
+                first or "everything that the catalogue names is at Stripe",
+                {"made": len(self.made), "kept": len(self.kept), "failed": len(self.failed)},
+            ),
+            Check(
+                "stripe_follows_the_calendar",
+                not self.adrift,
+                "Stripe's months are counted in UTC and know no clock change: some periods of "
+                f"{', '.join(self.adrift[:5])} start at another hour there; choose time_zone UTC to have them agree"
+                if self.adrift
+                else "billing periods start at the same moment at Stripe and in the catalogue",
+                {"tenants": len(self.adrift)},
+            ),
+        )
+
+
+def provision(
+    ledger: Ledger, catalog: Catalog, api: StripeApi, *, now: datetime, run_id: str, dry_run: bool = False
+) -> Provisioned:
+    """Makes what is missing at Stripe for the catalogue at ``now``, and maps tenants in the ledger.
+
+    Idempotent: objects are found again by lookup key and metadata, and created under idempotency keys. What fails for
+    one service or tenant is listed in ``failed`` and stops nobody else. ``dry_run`` reads only, and lists what it would
+    make. Raises ProvisioningError when Stripe can't be asked at all, SettingsError for a live key not allowed.
+    """
+    refuse_live(api.key, live_allowed=catalog.live)
+    with ledger.transaction() as connection:
+        lock(connection, "provisioning")
+        return _Work(ledger, catalog, api, now, run_id, dry_run).done()
+
+
+@dataclass
+class _Work:
+    """One provisioning. ``None`` stands for the id of an object that a dry run would make."""
+
+    ledger: Ledger
+    catalog: Catalog
+    api: StripeApi
+    now: datetime
+    run_id: str
+    dry_run: bool
+    actions: list[Action] = field(default_factory=list)
+    adrift: list[str] = field(default_factory=list)
+    #: Meters and prices that can be used: by service, and by lookup key.
+    meters: dict[str, Document | None] = field(default_factory=dict)
+    prices: dict[str, str | None] = field(default_factory=dict)
+
+    def done(self) -> Provisioned:
+        self.client = self.api.client().v1
+        try:
+            product = self._product()
+            self._meters()
+            self._prices(product)
+            self._tenants()
+        except stripe.StripeError as error:
+            raise ProvisioningError(said(error)) from None
+        return Provisioned(tuple(self.actions), tuple(self.adrift), self.dry_run)
+
+    # The account: product, meters, prices.
+
+    def _product(self) -> str | None:
+        name = self.catalog.product
+        listed = _all(self.client.products.list({"active": True, "limit": 100}))
+        product = next((product for product in listed if product["name"] == name), None)
+        if product is not None:
+            self._note("product", name, "kept", product["id"])
+            return str(product["id"])
+        params: Document = {"name": name, "metadata": {"made_by": "clawbill"}}
+        return self._make("product", name, self.client.products.create, params)
+
+    def _meters(self) -> None:
+        listed = list(_all(self.client.billing.meters.list({"limit": 100})))
+        active = {meter["event_name"]: meter for meter in listed if meter["status"] == "active"}
+        by_name = {meter["event_name"]: meter for meter in listed} | active
+        cut = sorted(tenant_id for tenant_id, tenant in self.catalog.tenants.items() if cuts_hours(tenant, self.now))
+        for service, sold in self.catalog.services.items():
+            name = self.catalog.meter(service)
+            meter = by_name.get(name)
+            if meter is not None:
+                try:
+                    backend = backend_of_meter(meter)
+                except MeterMismatch as error:
+                    self._note("meter", name, "failed", str(error))
+                    continue
+                self.meters[service] = meter
+                self._note("meter", name, "kept", f"{meter['id']}, {backend.name}")
+                continue
+            params: Document = {
+                "display_name": f"{service} ({sold.unit})"[:250],
+                "event_name": name,
+                "default_aggregation": {"formula": "sum"},
+                "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
+                "value_settings": {"event_payload_key": "value"},
+            }
+            # An hourly meter keeps one value an hour. Where a tenant's billing period ends inside an hour it would
+            # lose one of the hour's two windows, so such a catalogue gets plain sum meters.
+            if not cut:
+                params["event_time_window"] = "hour"
+            try:
+                made = self._make_document("meter", name, self.client.billing.meters.create, params)
+            except _Failed as error:
+                self._note("meter", name, "failed", str(error))
+                continue
+            self.meters[service] = made
+
+    def _prices(self, product: str | None) -> None:
+        wanted: dict[str, tuple[str, Document]] = {}
+        refused: dict[str, str] = {}
+        for tenant_id in self.catalog.tenants:
+            for service in self.meters:
+                key = self._lookup_key(tenant_id, service)
+                if key in wanted or key in refused:
+                    continue
+                try:
+                    wanted[key] = (service, self._terms(tenant_id, service))
+                except (Unpriceable, UnknownService) as error:
+                    refused[key] = str(error)
+        for key, reason in refused.items():
+            self._note("price", key, "failed", reason)
+        found: dict[str, Document] = {}
+        for keys in _chunks(wanted, _LOOKUPS):
+            for price in _all(self.client.prices.list({"lookup_keys": keys, "limit": 100})):
+                found[price["lookup_key"]] = price
+        for key, (service, terms) in wanted.items():
+            try:
+                self.prices[key] = self._price(key, service, terms, product, found.get(key))
+            except _Failed as error:
+                self._note("price", key, "failed", str(error))
+
+    def _price(
+        self, key: str, service: str, terms: Document, product: str | None, price: Document | None
+    ) -> str | None:
+        meter = self.meters[service]
+        digest = _digest(terms)
+        if price is not None:
+            if not price["active"]:
+                raise _Failed(f"price {price['id']} is archived; activate it in Stripe's dashboard")
+            if price["metadata"].get("clawbill_terms") != digest:
+                raise _Failed(
+                    f"price {price['id']} does not charge what the catalogue says now ({described(terms)}), and a "
+                    "price can't be changed: give the new prices a rate card of another name, or use bill_by: amount"
+                )
+            if meter is None or price["recurring"]["meter"] != meter["id"]:
+                raise _Failed(
+                    f"price {price['id']} bills another meter than {self.catalog.meter(service)!r}; remove its lookup "
+                    "key in Stripe, then provision again"
+                )
+            self._note("price", key, "kept", f"{price['id']}, {described(terms)}")
+            return str(price["id"])
+        if meter is None or product is None:
+            self._note("price", key, "made", described(terms))  # dry run
+            return None
+        params: Document = {
+            "product": product,
+            "currency": key.split(":")[2],
+            "nickname": service,
+            "lookup_key": key,
+            "recurring": {"interval": "month", "usage_type": "metered", "meter": meter["id"]},
+            "metadata": {"service": service, "clawbill_terms": digest},
+            **terms,
+        }
+        return self._make("price", key, self.client.prices.create, params, described(terms))
+
+    def _lookup_key(self, tenant_id: str, service: str) -> str:
+        """One price a service and currency; by quantity also a rate card, and a tenant that has a price of its own."""
+        key = f"clawbill:{service}:{self.catalog.currency(tenant_id).lower()}"
+        if self.catalog.services[service].bill_by == "amount":
+            return key
+        tenant = self.catalog.tenant(tenant_id)
+        return f"{key}:{tenant.rate_card}" + (f":{tenant_id}" if service in tenant.prices else "")
+
+    def _terms(self, tenant_id: str, service: str) -> Document:
+        sold = self.catalog.services[service]
+        if sold.bill_by == "amount":
+            return amount_terms(self.catalog.currency(tenant_id))
+        priced = self.catalog.price_for(tenant_id, service, self.now)
+        return quantity_terms(priced.price, priced.currency, sold.quantity_decimals)
+
+    # Tenants: customers, subscriptions and the map.
+
+    def _tenants(self) -> None:
+        with self.ledger.transaction() as connection:
+            mapped = {row.tenant_id: row._asdict() for row in connection.execute(select(stripe_customers))}
+        customers: dict[str, list[Document]] | None = None
+        for tenant_id, tenant in self.catalog.tenants.items():
+            try:
+                if tenant_id not in mapped and tenant.stripe_customer is None and customers is None:
+                    customers = self._customers_by_tenant()
+                self._tenant(tenant_id, tenant, mapped.get(tenant_id), customers or {})
+            except _Failed as error:
+                self._note("customer", tenant_id, "failed", str(error), tenant_id)
+            except stripe.StripeError as error:
+                if account_is_refused(error):
+                    raise
+                self._note("customer", tenant_id, "failed", said(error), tenant_id)
+
+    def _customers_by_tenant(self) -> dict[str, list[Document]]:
+        # Listing is consistent at once; Stripe's search lags by up to a minute and could find a twin too late.
+        found: dict[str, list[Document]] = {}
+        for customer in _all(self.client.customers.list({"limit": 100})):
+            if tenant_id := customer["metadata"].get("tenant_id"):
+                found.setdefault(tenant_id, []).append(customer)
+        return found
+
+    def _tenant(
+        self, tenant_id: str, tenant: Tenant, mapped: Document | None, customers: Mapping[str, Sequence[Document]]
+    ) -> None:
+        if not follows(tenant, self.now):
+            self.adrift.append(tenant_id)
+        wanted = self._wanted(tenant_id, tenant)
+        if not wanted:
+            raise _Failed("no service of the catalogue has a usable meter and price; see the failures above")
+        if len(wanted) > MOST_ITEMS:
+            raise _Failed(f"{len(wanted)} services, but a Stripe subscription has at most {MOST_ITEMS} items")
+        currency = self.catalog.currency(tenant_id)
+        if mapped is not None:
+            if tenant.stripe_customer not in (None, mapped["customer_id"]):
+                raise _Failed(
+                    f"is billed as customer {mapped['customer_id']}, but the catalogue names {tenant.stripe_customer}: "
+                    "a tenant can't move while usage is on the old one"
+                )
+            if mapped["currency"] != currency:
+                raise _Failed(
+                    f"is billed in {mapped['currency']} at Stripe, but its rate card is in {currency}: a customer's "
+                    "currency can't change; use a new tenant"
+                )
+            customer_id: str | None = mapped["customer_id"]
+            self._note("customer", tenant_id, "kept", str(customer_id), tenant_id)
+        else:
+            customer_id = self._customer(tenant_id, tenant, customers.get(tenant_id, ()))
+        if customer_id is None:  # dry run
+            self._note("subscription", tenant_id, "made", _periods(tenant, self.now), tenant_id)
+            return
+        subscription = self._subscription(tenant_id, tenant, customer_id, mapped, wanted)
+        if subscription is not None:
+            items = self._items(tenant_id, subscription, wanted)
+            if not self.dry_run:
+                self._map(tenant_id, customer_id, subscription["id"], currency, items)
+
+    def _wanted(self, tenant_id: str, tenant: Tenant) -> dict[str, str | None]:
+        """Price by service, of the services that can be billed to the tenant."""
+        wanted: dict[str, str | None] = {}
+        for service, meter in self.meters.items():
+            key = self._lookup_key(tenant_id, service)
+            if meter is not None and backend_of_meter(meter) is HOUR_METER and cuts_hours(tenant, self.now):
+                self._note(
+                    "item",
+                    f"{tenant_id}/{service}",
+                    "failed",
+                    f"billing periods in {tenant.time_zone} start inside a UTC hour, and meter {meter['event_name']!r} "
+                    "keeps one value an hour: give the service another `meter:` name, so that a sum meter is made",
+                    tenant_id,
+                )
+            elif key in self.prices:
+                wanted[service] = self.prices[key]
+        return wanted
+
+    def _customer(self, tenant_id: str, tenant: Tenant, found: Sequence[Document]) -> str | None:
+        if tenant.stripe_customer is not None:
+            found = [self.client.customers.retrieve(tenant.stripe_customer).to_dict()]
+        if len(found) > 1:
+            ids = ", ".join(customer["id"] for customer in found)
+            raise _Failed(f"several customers have metadata.tenant_id {tenant_id!r} ({ids}): name one in the catalogue")
+        if not found:
+            params: Document = {"name": tenant.name or tenant_id, "metadata": {"tenant_id": tenant_id}}
+            if tenant.email:
+                params["email"] = tenant.email
+            return self._make("customer", tenant_id, self.client.customers.create, params, tenant_id=tenant_id)
+        (customer,) = found
+        customer_id = str(customer["id"])
+        if customer.get("deleted"):
+            raise _Failed(f"customer {customer_id} was deleted at Stripe: name another one in the catalogue")
+        owner = customer["metadata"].get("tenant_id")
+        if owner == tenant_id:
+            self._note("customer", tenant_id, "kept", customer_id, tenant_id)
+        elif owner is not None:
+            raise _Failed(f"customer {customer_id} belongs to tenant {owner!r} by its metadata.tenant_id")
+        else:
+            if not self.dry_run:
+                self.client.customers.update(customer_id, {"metadata": {"tenant_id": tenant_id}})
+            self._note("customer", tenant_id, "made", f"metadata.tenant_id on {customer_id}", tenant_id)
+        return customer_id
+
+    def _subscription(
+        self,
+        tenant_id: str,
+        tenant: Tenant,
+        customer_id: str,
+        mapped: Document | None,
+        wanted: Mapping[str, str | None],
+    ) -> Document | None:
+        subscription = self._present_subscription(tenant_id, customer_id, mapped)
+        if subscription is not None:
+            self._note("subscription", tenant_id, "kept", str(subscription["id"]), tenant_id)
+            return subscription
+        if None in wanted.values():  # dry run
+            self._note("subscription", tenant_id, "made", _periods(tenant, self.now), tenant_id)
+            return None
+        params: Document = {
+            "customer": customer_id,
+            "items": [
+                {"price": price, "metadata": {"tenant_id": tenant_id, "service": service}}
+                for service, price in wanted.items()
+            ],
+            "metadata": {"tenant_id": tenant_id},
+            "proration_behavior": "none",
+            **anchor(tenant, self.now),
+        }
+        detail = _periods(tenant, self.now)
+        create = self.client.subscriptions.create
+        return self._make_document("subscription", tenant_id, create, params, detail, tenant_id)
+
+    def _present_subscription(self, tenant_id: str, customer_id: str, mapped: Document | None) -> Document | None:
+        if mapped is not None:
+            found: Document = self.client.subscriptions.retrieve(mapped["subscription_id"]).to_dict()
+            if found["status"] in _ENDED:
+                raise _Failed(
+                    f"subscription {found['id']} is {found['status']}: its usage can be billed no more; take the "
+                    "tenant out of the catalogue, or subscribe a new one"
+                )
+            return found
+        ours = [
+            subscription
+            for subscription in _all(self.client.subscriptions.list({"customer": customer_id, "limit": 100}))
+            if subscription["metadata"].get("tenant_id") == tenant_id and subscription["status"] not in _ENDED
+        ]
+        if len(ours) > 1:
+            ids = ", ".join(subscription["id"] for subscription in ours)
+            raise _Failed(f"several subscriptions bill the tenant ({ids}): cancel all but one")
+        return ours[0] if ours else None
+
+    def _items(self, tenant_id: str, subscription: Document, wanted: Mapping[str, str | None]) -> list[Document]:
+        """The rows of ``stripe_items``: of items that are there, and of those that were missing."""
+        present = {_meter_of(item): item for item in _all(self._list_items(subscription["id"]))}
+        rows = []
+        for service, price in wanted.items():
+            name = f"{tenant_id}/{service}"
+            meter = self.meters[service]
+            item = present.get(meter["id"]) if meter else None
+            if item is None:
+                if price is None or meter is None:  # dry run
+                    self._note("item", name, "made", "", tenant_id)
+                    continue
+                params: Document = {
+                    "subscription": subscription["id"],
+                    "price": price,
+                    "proration_behavior": "none",
+                    "metadata": {"tenant_id": tenant_id, "service": service},
+                }
+                create = self.client.subscription_items.create
+                try:
+                    item = self._make_document("item", name, create, params, tenant_id=tenant_id)
+                except _Failed as error:
+                    self._note("item", name, "failed", str(error), tenant_id)
+                if item is None:
+                    continue
+            elif item["price"]["id"] != price:
+                self._note(
+                    "item",
+                    name,
+                    "failed",
+                    f"item {item['id']} bills by price {item['price']['id']}, the catalogue wants {price}: change it "
+                    "in Stripe's dashboard at the end of a period, then provision again",
+                    tenant_id,
+                )
+                continue
+            else:
+                self._note("item", name, "kept", str(item["id"]), tenant_id)
+            if meter is None:
+                continue
+            rows.append(
+                {
+                    "tenant_id": tenant_id,
+                    "service": service,
+                    "subscription_item_id": item["id"],
+                    "price_id": item["price"]["id"],
+                    "meter_id": meter["id"],
+                    "meter": meter["event_name"],
+                    "backend": backend_of_meter(meter).name,
+                }
+            )
+        return rows
+
+    def _list_items(self, subscription_id: str) -> Any:
+        return self.client.subscription_items.list({"subscription": subscription_id, "limit": 100})
+
+    def _map(
+        self, tenant_id: str, customer_id: str, subscription_id: str, currency: str, items: Sequence[Document]
+    ) -> None:
+        with self.ledger.transaction() as connection:
+            customer = insert(stripe_customers).values(
+                tenant_id=tenant_id,
+                customer_id=customer_id,
+                subscription_id=subscription_id,
+                currency=currency,
+                livemode=is_live(self.api.key),
+                mapped_at=self.now,
+            )
+            connection.execute(customer.on_conflict_do_nothing(index_elements=["tenant_id"]))
+            for row in items:
+                item = insert(stripe_items).values(**row, mapped_at=self.now)
+                fresh = {name: item.excluded[name] for name in (*row, "mapped_at") if name not in _ITEM_KEY}
+                changed = [
+                    stripe_items.c[name].is_distinct_from(item.excluded[name]) for name in row if name not in _ITEM_KEY
+                ]
+                connection.execute(
+                    item.on_conflict_do_update(index_elements=_ITEM_KEY, set_=fresh, where=or_(*changed))
+                )
+
+    # Making things.
+
+    def _make(
+        self,
+        kind: Kind,
+        name: str,
+        create: Callable[..., Any],
+        params: Document,
+        detail: str = "",
+        tenant_id: str | None = None,
+    ) -> str | None:
+        made = self._make_document(kind, name, create, params, detail, tenant_id)
+        return None if made is None else str(made["id"])
+
+    def _make_document(
+        self,
+        kind: Kind,
+        name: str,
+        create: Callable[..., Any],
+        params: Document,
+        detail: str = "",
+        tenant_id: str | None = None,
+    ) -> Document | None:
+        """Creates the object under an idempotency key made of its parameters; None in a dry run."""
+        made: Document | None = None
+        if not self.dry_run:
+            key = f"clawbill-{kind}-{_digest(params)}"
+            try:
+                made = _persistently(lambda: create(params, {"idempotency_key": key})).to_dict()
+            except stripe.StripeError as error:
+                if account_is_refused(error):
+                    raise
+                raise _Failed(said(error)) from None
+            detail = f"{made['id']}, {detail}" if detail else str(made["id"])
+            self._record(kind, name, str(made["id"]), tenant_id)
+        self._note(kind, name, "made", detail, tenant_id)
+        return made
+
+    def _note(self, kind: Kind, name: str, outcome: Outcome, detail: str = "", tenant_id: str | None = None) -> None:
+        self.actions.append(Action(kind, name, outcome, detail, tenant_id))
+
+    def _record(self, kind: Kind, name: str, stripe_id: str, tenant_id: str | None) -> None:
+        detail = {"name": name, "run_id": self.run_id}
+        with self.ledger.transaction() as connection:
+            connection.execute(
+                audit_trail.insert().values(
+                    at=self.now, kind=f"stripe_{kind}.created", tenant_id=tenant_id, subject=stripe_id, detail=detail
+                )
+            )
+
+
+_ITEM_KEY = ["tenant_id", "service"]
+
+
+def cuts_hours(tenant: Tenant, now: datetime) -> bool:
+    """Whether one of the tenant's next billing periods starts inside a UTC hour (zones such as Asia/Kolkata)."""
+    return any(utc_hour(start) != start for start in _starts(tenant, now))
+
+
+def anchor(tenant: Tenant, now: datetime) -> Document:
+    """The parameters by which Stripe's monthly periods start when the tenant's do, from the period's end on.
+
+    Stripe counts months in UTC from the anchor's day. Where that day is one that short months lack, the day itself is
+    given instead, so that it comes back after February.
+    """
+    first, day = _anchor(tenant, now)
+    if day == first.day:
+        return {"billing_cycle_anchor": int(first.timestamp())}
+    return {
+        "billing_cycle_anchor_config": {
+            "day_of_month": day,
+            "hour": first.hour,
+            "minute": first.minute,
+            "second": first.second,
+        }
+    }
+
+
+def follows(tenant: Tenant, now: datetime) -> bool:
+    """Whether Stripe's periods, so anchored, start at the same moments as the tenant's."""
+    first, day = _anchor(tenant, now)
+    for start in _starts(tenant, now):
+        last = monthrange(start.year, start.month)[1]
+        if start != first.replace(year=start.year, month=start.month, day=min(day, last)):
+            return False
+    return True
+
+
+def _anchor(tenant: Tenant, now: datetime) -> tuple[datetime, int]:
+    starts = list(_starts(tenant, now))
+    return starts[0], max(start.day for start in starts)
+
+
+def _starts(tenant: Tenant, now: datetime) -> Iterator[datetime]:
+    """Starts of the tenant's billing periods after ``now``, in UTC."""
+    period = tenant.period_at(now)
+    for _ in range(_BOUNDARIES):
+        yield period.end.astimezone(UTC)
+        period = tenant.period_at(period.end)
+
+
+def _periods(tenant: Tenant, now: datetime) -> str:
+    period = tenant.period_at(now)
+    return f"monthly, next period from {period.end:%Y-%m-%dT%H:%MZ}"
+
+
+def _meter_of(item: Document) -> str | None:
+    meter = item["price"]["recurring"]["meter"]
+    return None if meter is None else str(meter)
+
+
+def _all(listed: Any) -> Iterator[Document]:
+    """Every object of a list, page by page."""
+    for item in listed.auto_paging_iter():
+        yield item.to_dict()
+
+
+def _chunks(keys: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(keys)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _digest(params: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _persistently(call: Callable[[], T]) -> T:
+    """The call's answer, after a few tries if need be: it carries an idempotency key, so that is safe."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except stripe.StripeError as error:
+            if not may_work_later(error):
+                raise
+            time.sleep(retry_after(error) or 0.1 * 2**attempt)
+    return call()

@@ -1,0 +1,36 @@
+"""What Stripe said, for people: error messages without secrets, and whether asking again can help."""
+
+from __future__ import annotations
+
+import stripe
+
+
+def said(error: stripe.StripeError) -> str:
+    """Stripe's message in one line. A refused key is not quoted, not even the part that Stripe shows of it."""
+    if isinstance(error, stripe.AuthenticationError):
+        return "Stripe refused the key (401): check STRIPE_SECRET_KEY"
+    if isinstance(error, stripe.APIConnectionError):
+        return "Stripe can't be reached: " + " ".join(str(error.user_message).split())[-200:]
+    status = f" ({error.http_status})" if error.http_status else ""
+    return f"{' '.join(str(error.user_message).split())[:500]}{status}"
+
+
+def account_is_refused(error: stripe.StripeError) -> bool:
+    """Whether the key itself is the fault, so that no other call can succeed either."""
+    return isinstance(error, stripe.AuthenticationError | stripe.PermissionError)
+
+
+def may_work_later(error: stripe.StripeError) -> bool:
+    """Whether the same call can succeed later: the network, a rate limit, a conflict, Stripe's own trouble."""
+    if isinstance(error, stripe.APIConnectionError | stripe.RateLimitError):
+        return True
+    return error.http_status is None or error.http_status == 409 or error.http_status >= 500
+
+
+def retry_after(error: stripe.StripeError) -> float | None:
+    """Seconds that Stripe asked to wait, if it did."""
+    value = {name.lower(): text for name, text in (error.headers or {}).items()}.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        return None
