@@ -27,12 +27,14 @@ as_root = pytest.mark.skipif(os.geteuid() != 0 or NOBODY is None, reason="needs 
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A server's folder. pytest makes its parents 0700, so no other user can reach it."""
-    folder = tmp_path / "postgres"
+def folder() -> Iterator[Path]:
+    """A server's folder that no other user can reach. Its path is short, as a socket's must be; pytest's are not."""
+    private = Path(tempfile.mkdtemp(prefix="clawbill-"))
+    folder = private / "postgres"
     yield folder
     if folder.exists():
         remove_server(folder)
+    shutil.rmtree(private)
 
 
 @pytest.fixture
@@ -162,8 +164,8 @@ def test_stop_does_not_wait_for_clients(folder: Path) -> None:
             client.execute("SELECT 1")
 
 
-def test_two_projects_side_by_side(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
+def test_two_projects_side_by_side(folder: Path) -> None:
+    one, other = folder.with_name("one"), folder.with_name("other")
     try:
         remember(start(one, durable=False), "one")
         remember(start(other, durable=False), "other")
@@ -195,9 +197,9 @@ with serving(Path(sys.argv[1]), durable=False) as server:
 # Addresses and secrets.
 
 
-@pytest.mark.parametrize("name", ["a space", "per%20cent", "co:lon", 'it\'s "quoted"', "com,ma", "ünï", "long" * 25])
-def test_any_path_and_either_driver(tmp_path: Path, name: str) -> None:
-    with serving(tmp_path / name, durable=False) as server:
+@pytest.mark.parametrize("name", ["a space", 'it\'s "%20" ünï:+&?#', "com,ma", "long" * 25])
+def test_any_path_and_either_driver(open_place: Path, name: str) -> None:
+    with serving(open_place / name, durable=False) as server:
         for driver in ("postgresql+psycopg", "postgresql+psycopg2"):
             engine = create_engine(server.url(driver=driver))
             with engine.connect() as connection:
@@ -210,8 +212,8 @@ def test_any_path_and_either_driver(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["socket", "loopback," * 12])
-def test_nobody_gets_in_without_the_password(tmp_path: Path, name: str) -> None:
-    with serving(tmp_path / name, durable=False) as server:
+def test_nobody_gets_in_without_the_password(open_place: Path, name: str) -> None:
+    with serving(open_place / name, durable=False) as server:
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(server.dsn().replace(server.password, "guess"))
         with pytest.raises(psycopg.OperationalError, match="no password supplied"):
