@@ -17,3 +17,5 @@ class Check:
     passed: bool
     description: str
     numbers: Mapping[str, Shown] = field(default_factory=dict)
+    #: A failed serious check is an error; any other is a warning.
+    serious: bool = True

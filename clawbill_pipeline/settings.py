@@ -13,6 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
+#: The catalogue that comes with the package, to start from.
+STARTER = Path(__file__).parent / "catalog" / "starter.yaml"
+
+
 class SettingsError(ValueError):
     """A setting is missing or contradicts another one; the message names it and says what to set."""
 
@@ -25,7 +29,7 @@ class Settings(BaseModel):
     state: Path = Field(Path(".clawbill"), description="CLAWBILL_STATE: the folder for all that is kept on disk.")
     catalog: Path | None = Field(None, description="CLAWBILL_CATALOG: the catalogue file.")
     database_url: SecretStr | None = Field(None, description="CLAWBILL_DATABASE_URL: PostgreSQL for the ledger.")
-    lake: str | None = Field(None, description="CLAWBILL_LAKE: folder of the lake; default <state>/lake.")
+    lake: Path | None = Field(None, description="CLAWBILL_LAKE: folder of the lake; default <state>/lake.")
     openclaw_url: str | None = Field(None, description="OPENCLAW_URL")
     openclaw_token: SecretStr | None = Field(None, description="OPENCLAW_TOKEN")
     openclaw_status_path: str = Field(
@@ -61,8 +65,15 @@ class Settings(BaseModel):
         return cls.model_validate(values | {"stripe_webhook_secrets": [secret for secret in secrets if secret]})
 
     @property
-    def lake_root(self) -> str:
-        return self.lake or str(self.state / "lake")
+    def catalog_file(self) -> Path:
+        """CLAWBILL_CATALOG, else ``catalog.yaml`` of the state folder, else the starter catalogue of the package, so
+        that definitions load on a machine where nothing is set up yet."""
+        own = self.catalog or self.state / "catalog.yaml"
+        return own if self.catalog or own.exists() else STARTER
+
+    @property
+    def lake_root(self) -> Path:
+        return self.lake or self.state / "lake"
 
     @property
     def reports_root(self) -> Path:

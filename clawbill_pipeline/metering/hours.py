@@ -55,15 +55,15 @@ def meter(
     return _result(hours, counted, revisions, totals)
 
 
-def late_hours(ledger: Ledger, *, before: datetime, limit: int = 1000) -> list[datetime]:
-    """Hours, oldest first, that were metered and have been touched by a landing since."""
+def late_hours(ledger: Ledger, *, before: datetime, limit: int = 1000) -> list[tuple[datetime, int]]:
+    """Hours, oldest first, that were metered and have been touched by a landing since, with how many touch them."""
     with ledger.transaction() as connection:
-        return [row.hour for row in connection.execute(_LATE, {"before": before, "limit": limit})]
+        return [(row.hour, row.landings) for row in connection.execute(_LATE, {"before": before, "limit": limit})]
 
 
 _LANDED = text("SELECT landing_id, hour, file FROM landed_hours WHERE hour >= :start AND hour < :end ORDER BY 1, 2")
 _LATE = text("""
-    SELECT l.hour FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
+    SELECT l.hour, l.landings FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
     JOIN (SELECT hour, max(landings) AS landings FROM metered_hours GROUP BY hour) m USING (hour)
     WHERE l.landings > m.landings ORDER BY l.hour LIMIT :limit
 """)

@@ -1,0 +1,37 @@
+"""The quantity each tenant used of each service in an hour. The counting itself is in metering/."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.usage_events import usage_events
+from clawbill_pipeline.defs.partitions import hours, hours_of
+from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger import Ledger, tables
+from clawbill_pipeline.metering import meter
+
+
+@dg.asset(
+    partitions_def=hours,
+    deps=[usage_events],
+    group_name="usage",
+    kinds={"duckdb", "postgres"},
+    owners=[DATA],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=specs(
+        "metered_usage",
+        check("conservation", "Accepted events minus duplicates are what was metered, exactly.", blocking=True),
+    ),
+    metadata=table(tables.metered_usage),
+)
+def metered_usage(
+    context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
+    lake: dg.ResourceParam[Lake],
+    ledger: dg.ResourceParam[Ledger],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
+    result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
+    return materialized(result, rows=result.rows)

@@ -1,0 +1,42 @@
+"""Invoices and their lines, as Stripe's webhooks tell of them. What each event means is in invoicing/."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_usage_records import stripe_usage_records
+from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
+from clawbill_pipeline.invoicing import apply_events
+from clawbill_pipeline.ledger import Ledger, tables
+from clawbill_pipeline.stripe_api import StripeApi
+
+
+class Inbox(dg.Config):
+    """Which landed events a run handles."""
+
+    through: int | None = None
+
+
+@dg.asset(
+    deps=[dg.AssetDep(stripe_usage_records, partition_mapping=dg.AllPartitionMapping())],
+    group_name="invoicing",
+    kinds={"stripe", "postgres"},
+    owners=[FINANCE],
+    check_specs=specs("stripe_invoices", check("every_event_handled", "No landed event failed to be handled.")),
+    metadata=table(tables.invoices),
+)
+def stripe_invoices(
+    context: dg.AssetExecutionContext,
+    config: Inbox,
+    catalog: dg.ResourceParam[Catalog],
+    ledger: dg.ResourceParam[Ledger],
+    stripe: dg.ResourceParam[StripeApi],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """Handles all landed Stripe events that were not handled yet, in order of landing, up to the given inbox id.
+
+    The state of an invoice is taken from the newest object, whatever order events come in; each event is handled
+    once, and one that fails is recorded with its reason and stops no other.
+    """
+    result = apply_events(ledger, catalog, stripe, through=config.through, now=clock(), run_id=context.run_id)
+    return materialized(result)

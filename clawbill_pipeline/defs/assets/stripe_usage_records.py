@@ -1,0 +1,44 @@
+"""Usage on Stripe: the outbox of usage records and what Stripe said to each. Planning and sending is in delivery/."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.rated_usage import rated_usage
+from clawbill_pipeline.defs.assets.stripe_setup import stripe_setup
+from clawbill_pipeline.defs.partitions import hours, hours_of
+from clawbill_pipeline.defs.presentation import DATA, check, materialized, shown, specs, table
+from clawbill_pipeline.delivery import deliver, plan
+from clawbill_pipeline.ledger import Ledger, tables
+from clawbill_pipeline.stripe_api import StripeApi
+
+
+@dg.asset(
+    partitions_def=hours,
+    deps=[rated_usage, stripe_setup],
+    group_name="stripe",
+    kinds={"stripe", "postgres"},
+    owners=[DATA],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=specs(
+        "stripe_usage_records",
+        check("everything_delivered", "Every planned usage record has reached Stripe."),
+    ),
+    metadata=table(tables.usage_records),
+)
+def stripe_usage_records(
+    context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
+    ledger: dg.ResourceParam[Ledger],
+    stripe: dg.ResourceParam[StripeApi],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """One usage record a Stripe customer, meter and hour; a correction is a new revision under a new identifier.
+
+    The intent is committed before the call, every retry carries the same identifier, and what an earlier run left
+    undelivered is sent as well.
+    """
+    window = hours_of(context)
+    planned = plan(ledger, catalog, hours=(window["start"], window["end"]), now=clock(), run_id=context.run_id)
+    delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run_id)
+    return materialized(delivered, planned=shown(planned))

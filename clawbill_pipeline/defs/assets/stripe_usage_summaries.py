@@ -1,0 +1,35 @@
+"""What Stripe says it holds, read back. How reading is rationed is in reconciliation/."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_usage_records import stripe_usage_records
+from clawbill_pipeline.defs.partitions import periods
+from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.ledger import Ledger, tables
+from clawbill_pipeline.reconciliation import read_summaries
+from clawbill_pipeline.stripe_api import StripeApi
+
+
+@dg.asset(
+    partitions_def=periods,
+    deps=[dg.AssetDep(stripe_usage_records, partition_mapping=dg.TimeWindowPartitionMapping())],
+    group_name="reconciliation",
+    kinds={"stripe", "postgres"},
+    owners=[DATA],
+    check_specs=specs("stripe_usage_summaries", check("everybody_read", "Stripe's totals were read for every customer.")),
+    metadata=table(tables.usage_summaries),
+)
+def stripe_usage_summaries(
+    context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
+    ledger: dg.ResourceParam[Ledger],
+    stripe: dg.ResourceParam[StripeApi],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """Stripe's own totals a customer and meter for the billing periods that start in a month; hours where they differ."""
+    result = read_summaries(
+        ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id
+    )
+    return materialized(result)

@@ -1,0 +1,28 @@
+"""How each tenant stands with its payments, and the report of it to OpenClaw. The state machine is in invoicing/."""
+
+import dagster as dg
+
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
+from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
+from clawbill_pipeline.invoicing import report_standing
+from clawbill_pipeline.ledger import Ledger, tables
+from clawbill_pipeline.openclaw import OpenClaw
+
+
+@dg.asset(
+    deps=[stripe_invoices],
+    group_name="invoicing",
+    kinds={"openclaw", "postgres"},
+    owners=[FINANCE],
+    check_specs=specs("tenant_standing", check("openclaw_knows", "OpenClaw knows the newest standing of every tenant.")),
+    metadata=table(tables.tenant_standing),
+)
+def tenant_standing(
+    context: dg.AssetExecutionContext,
+    ledger: dg.ResourceParam[Ledger],
+    openclaw: dg.ResourceParam[OpenClaw],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """Standing by tenant with its whole history; changes that OpenClaw hasn't heard of are told to it."""
+    return materialized(report_standing(ledger, openclaw, now=clock(), run_id=context.run_id))

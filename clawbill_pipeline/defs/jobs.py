@@ -1,0 +1,44 @@
+"""Jobs: which assets go together in a run. A run works in one process: an hour for all tenants, never one a tenant."""
+
+import dagster as dg
+
+#: The line of an hour, from raw logs to Stripe.
+hourly_billing = dg.define_asset_job(
+    "hourly_billing",
+    selection=["usage_events", "metered_usage", "rated_usage", "stripe_usage_records"],
+    executor_def=dg.in_process_executor,
+    description="Lands, meters, rates and delivers an hour, or a backfill of many, in one run.",
+)
+#: Only the first station: to see what a source holds before anything is billed.
+landing = dg.define_asset_job(
+    "landing",
+    selection=["usage_events"],
+    executor_def=dg.in_process_executor,
+    description="Lands what is new in all sources, and nothing else.",
+)
+#: An hour without reading sources: for hours that late usage has touched.
+late_billing = dg.define_asset_job(
+    "late_billing",
+    selection=["metered_usage", "rated_usage", "stripe_usage_records"],
+    executor_def=dg.in_process_executor,
+    description="Meters an hour again after late usage landed, and sends what changed.",
+)
+stripe_events = dg.define_asset_job(
+    "stripe_events",
+    selection=["stripe_invoices", "tenant_standing"],
+    executor_def=dg.in_process_executor,
+    description="Handles Stripe events that the webhook landed.",
+)
+reconciliation = dg.define_asset_job(
+    "reconciliation",
+    selection=["stripe_usage_summaries", "usage_reconciliation", "diff_report"],
+    executor_def=dg.in_process_executor,
+    description="Reads Stripe back, compares everything, and renders the reports of a month's billing periods.",
+)
+stripe_provisioning = dg.define_asset_job(
+    "stripe_provisioning",
+    selection=["stripe_setup"],
+    executor_def=dg.in_process_executor,
+    description="Makes Stripe match the catalogue.",
+)
+JOBS = [landing, hourly_billing, late_billing, stripe_events, reconciliation, stripe_provisioning]

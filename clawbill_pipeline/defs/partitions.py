@@ -1,0 +1,33 @@
+"""Time as Dagster sees it: the hours that are metered, and the months in which billing periods start."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import dagster as dg
+
+from clawbill_pipeline.defs.environment import catalog_at_load
+from clawbill_pipeline.settings import Settings
+
+_start = catalog_at_load().start
+
+#: Half-open UTC hours since the catalogue's start. On a clock of its own, the hour that still runs can be billed too.
+hours = dg.HourlyPartitionsDefinition(
+    start_date=_start, fmt="%Y-%m-%d-%H:%M", end_offset=1 if Settings.from_env().clock else 0
+)
+#: Billing periods by the month (in the tenant's own zone) in which they start; one tenant, one period a month.
+#: Begins a month early: the period that holds the first hour may have started then.
+periods = dg.MonthlyPartitionsDefinition(
+    start_date=(_start.replace(day=1) - timedelta(days=1)).replace(day=1, hour=0), end_offset=1, fmt="%Y-%m"
+)
+
+
+def hours_of(context: dg.AssetExecutionContext) -> dict[str, datetime]:
+    """``start`` and ``end`` of the hours that a run covers, one hour or a whole backfill."""
+    window = context.partition_time_window
+    return {"start": window.start, "end": window.end}
+
+
+def hours_before(start: datetime) -> str:
+    """The partition key of the hour that starts at ``start``."""
+    return f"{start:%Y-%m-%d-%H:%M}"

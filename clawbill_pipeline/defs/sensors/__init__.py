@@ -1,0 +1,1 @@
+"""One file a sensor: what it watches, and which run it asks for."""
