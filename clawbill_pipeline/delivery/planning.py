@@ -220,7 +220,7 @@ def _batches(connection: Connection) -> Iterator[list[list[Any]]]:
         cursor.execute(_BY_PERIOD)
         batch: list[list[Any]] = []
         size = 0
-        for _, rows in groupby(cursor, lambda row: (row.customer_id, row.meter, row.period_start)):
+        for _, rows in groupby(cursor, _period):
             group = list(rows)
             batch.append(group)
             size += len(group)
@@ -229,6 +229,10 @@ def _batches(connection: Connection) -> Iterator[list[list[Any]]]:
                 batch, size = [], 0
         if batch:
             yield batch
+
+
+def _period(row: Any) -> tuple[Any, ...]:
+    return row.customer_id, row.meter, row.period_start
 
 
 _COLUMNS = (

@@ -21,10 +21,9 @@ def account_is_refused(error: stripe.StripeError) -> bool:
 
 
 def may_work_later(error: stripe.StripeError) -> bool:
-    """Whether the same call can succeed later: the network, a rate limit, a conflict, Stripe's own trouble."""
-    if isinstance(error, stripe.APIConnectionError | stripe.RateLimitError):
-        return True
-    return error.http_status is None or error.http_status == 409 or error.http_status >= 500
+    """Whether the same call can succeed later: the network, a rate limit, a conflict, an answer that can't be read."""
+    status = error.http_status
+    return status is None or status in (409, 429) or not 400 <= status < 500
 
 
 def retry_after(error: stripe.StripeError) -> float | None:

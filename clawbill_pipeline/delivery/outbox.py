@@ -1,0 +1,213 @@
+"""The outbox in the ledger: claiming lanes, reading what is due, moving delivery states. Calls nobody, decides nothing.
+
+A lane is a Stripe customer and meter: Stripe takes one call at a time for each. Whoever holds a lane's advisory lock
+may send its records; the lock belongs to a database session, so a worker that dies lets go of its lanes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock_key
+
+#: States in which a record still has to reach Stripe.
+OPEN = ("planned", "sending", "unknown")
+
+Lane = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A record that is still open. ``meter_id`` is None where the tenant is mapped no more."""
+
+    hour: datetime
+    identifier: str
+    tenant_id: str
+    service: str
+    customer_id: str
+    meter: str
+    backend: str
+    window_start: datetime
+    revision: int
+    value: Decimal
+    event_timestamp: datetime
+    payload: dict[str, Any]
+    payload_sha256: str
+    state: str
+    attempts: int
+    first_sent_at: datetime | None
+    next_attempt_at: datetime | None
+    parked: str | None
+    meter_id: str | None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may be at Stripe already: it was being sent, or nobody knows what became of it."""
+        return self.state in ("sending", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What becomes of a record. ``at`` is when; for a settled one (delivered, rejected) that is its ``settled_at``."""
+
+    row: OutboxRow
+    state: str
+    at: datetime
+    parked: str | None = None
+    error: str | None = None
+    answer: dict[str, Any] | None = None
+    next_attempt_at: datetime | None = None
+
+
+class Claims:
+    """The lanes that this worker holds. Not for several threads at once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def take(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those of ``lanes`` that nobody else holds; they are this worker's until released."""
+        keys = [lock_key("lane", *lane) for lane in lanes]
+        got = self._connection.execute(_TAKE, {"keys": keys}).all()
+        mine = {row.key for row in got if row.taken}
+        return [lane for lane, key in zip(lanes, keys, strict=True) if key in mine]
+
+    def release(self, lanes: Iterable[Lane]) -> None:
+        self._connection.execute(_RELEASE, {"keys": [lock_key("lane", *lane) for lane in lanes]})
+
+
+_TAKE = text("SELECT key, pg_try_advisory_lock(key) AS taken FROM unnest(CAST(:keys AS bigint[])) AS keys (key)")
+_RELEASE = text("SELECT pg_advisory_unlock(key) FROM unnest(CAST(:keys AS bigint[])) AS keys (key)")
+
+
+@contextmanager
+def claiming(ledger: Ledger) -> Iterator[Claims]:
+    """A session of its own that holds lanes; on the way out it is closed, and all of them are free."""
+    with ledger.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            yield Claims(connection)
+        finally:
+            # Not back to the pool: a session that still holds a lock would keep it.
+            connection.invalidate()
+
+
+def due_lanes(ledger: Ledger, now: datetime) -> list[Lane]:
+    """Lanes with a record that is due, longest waiting first."""
+    with ledger.transaction() as connection:
+        return [(row.customer_id, row.meter) for row in connection.execute(_DUE_LANES, {"now": now})]
+
+
+_DUE_LANES = text("""
+SELECT customer_id, meter FROM usage_records
+WHERE state <> 'delivered' AND state IN ('planned', 'sending', 'unknown') AND parked IS NULL
+  AND (next_attempt_at IS NULL OR next_attempt_at <= :now)
+GROUP BY customer_id, meter ORDER BY min(window_start), customer_id, meter
+""")
+
+
+def open_rows(ledger: Ledger, lanes: Sequence[Lane]) -> dict[Lane, list[OutboxRow]]:
+    """All open records of the lanes, parked ones too, by window and revision."""
+    found: dict[Lane, list[OutboxRow]] = {lane: [] for lane in lanes}
+    given = {"customers": [lane[0] for lane in lanes], "meters": [lane[1] for lane in lanes]}
+    with ledger.transaction() as connection:
+        for row in connection.execute(_OPEN_ROWS, given):
+            found[row.customer_id, row.meter].append(OutboxRow(*row))
+    return found
+
+
+_OPEN_ROWS = text("""
+SELECT u.hour, u.identifier, u.tenant_id, u.service, u.customer_id, u.meter, u.backend, u.window_start, u.revision,
+    u.value, u.event_timestamp, u.payload, u.payload_sha256, u.state, u.attempts, u.first_sent_at, u.next_attempt_at,
+    u.parked, i.meter_id
+FROM usage_records u
+JOIN unnest(CAST(:customers AS text[]), CAST(:meters AS text[])) AS lane (customer_id, meter)
+  ON lane.customer_id = u.customer_id AND lane.meter = u.meter
+LEFT JOIN stripe_items i ON i.tenant_id = u.tenant_id AND i.service = u.service
+WHERE u.state <> 'delivered' AND u.state IN ('planned', 'sending', 'unknown')
+ORDER BY u.customer_id, u.meter, u.window_start, u.revision
+""")
+
+
+def mark_sending(ledger: Ledger, rows: Sequence[OutboxRow], now: datetime) -> None:
+    """Commits that these records are about to be sent."""
+    given = {"hours": [row.hour for row in rows], "identifiers": [row.identifier for row in rows], "now": now}
+    with ledger.transaction() as connection:
+        connection.execute(_MARK_SENDING, given)
+
+
+_MARK_SENDING = text("""
+UPDATE usage_records u
+SET state = 'sending', attempts = attempts + 1, first_sent_at = coalesce(first_sent_at, :now), next_attempt_at = NULL
+FROM unnest(CAST(:hours AS timestamptz[]), CAST(:identifiers AS text[])) AS given (hour, identifier)
+WHERE u.hour = given.hour AND u.identifier = given.identifier
+""")
+
+
+def write_moves(ledger: Ledger, moves: Sequence[Move], run_id: str) -> None:
+    """Commits what became of records, with a line in the audit trail for each one delivered."""
+    given = {
+        "hours": [move.row.hour for move in moves],
+        "identifiers": [move.row.identifier for move in moves],
+        "states": [move.state for move in moves],
+        "ats": [move.at for move in moves],
+        "parked": [move.parked for move in moves],
+        "errors": [move.error for move in moves],
+        "answers": [None if move.answer is None else json.dumps(move.answer) for move in moves],
+        "next": [move.next_attempt_at for move in moves],
+        "run_id": run_id,
+    }
+    with ledger.transaction() as connection:
+        connection.execute(_WRITE_MOVES, given)
+
+
+_WRITE_MOVES = text("""
+WITH moved AS (
+    UPDATE usage_records u
+    SET state = m.state, parked = m.parked, error = m.error, next_attempt_at = m.next_attempt_at,
+        answer = coalesce(m.answer, u.answer),
+        settled_at = CASE WHEN m.state IN ('delivered', 'rejected') THEN m.at END
+    FROM unnest(
+        CAST(:hours AS timestamptz[]), CAST(:identifiers AS text[]), CAST(:states AS text[]),
+        CAST(:ats AS timestamptz[]), CAST(:parked AS text[]), CAST(:errors AS text[]), CAST(:answers AS jsonb[]),
+        CAST(:next AS timestamptz[])
+    ) AS m (hour, identifier, state, at, parked, error, answer, next_attempt_at)
+    WHERE u.hour = m.hour AND u.identifier = m.identifier AND u.state <> 'delivered'
+    RETURNING u.*
+)
+INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
+SELECT settled_at, 'usage_record.created', tenant_id, identifier, jsonb_build_object(
+    'service', service, 'customer', customer_id, 'meter', meter, 'backend', backend, 'window_start', window_start,
+    'revision', revision, 'value', value::text, 'units', units::text, 'run_id', CAST(:run_id AS text)
+)
+FROM moved WHERE state = 'delivered'
+""")
+
+
+def delivered_before(ledger: Ledger, row: OutboxRow) -> Decimal:
+    """The sum of the values that earlier revisions of the row's window have delivered."""
+    given = {
+        "hour": row.hour,
+        "customer_id": row.customer_id,
+        "meter": row.meter,
+        "window_start": row.window_start,
+        "revision": row.revision,
+    }
+    with ledger.transaction() as connection:
+        return Decimal(connection.scalar(_DELIVERED_BEFORE, given) or 0)
+
+
+_DELIVERED_BEFORE = text("""
+SELECT sum(value) FROM usage_records
+WHERE hour = :hour AND customer_id = :customer_id AND meter = :meter AND window_start = :window_start
+  AND revision < :revision AND state = 'delivered'
+""")
