@@ -1,0 +1,109 @@
+"""JSON as usage: the plain record and CloudEvents 1.0. Numbers stay exact; files and rules of events are elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from clawbill_pipeline.usage.events import Claims, Fault
+from clawbill_pipeline.usage.inputs import Line
+
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal)
+_CLOUDEVENT = ("id", "subject", "type", "data.quantity", "time")
+
+
+def parse(raw: bytes) -> list[Any]:
+    """The JSON value in a line, exact; a batch (array) gives its members. Raises Fault.
+
+    Several lines that only carriage returns part are several values; a broken one of them is its Fault.
+    """
+    if b"\0" in raw:
+        raise Fault("nul_byte", "line", "the line holds NUL bytes, as after a crash of its writer; write it again")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Fault(
+            "broken_utf8", "line", f"byte {error.start} of the line is no UTF-8; write the file as UTF-8"
+        ) from None
+    try:
+        value = _DECODER.decode(text.strip())
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        if "\r" in text.strip():  # lines that old Macs ended
+            return [value for part in text.split("\r") if part.strip() for value in _parts(part)]
+        why = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise Fault("not_json", "line", f"no JSON value: {why}; write one JSON object a line") from None
+    return value if isinstance(value, list) else [value]
+
+
+def _parts(part: str) -> list[Any]:
+    try:
+        return parse(part.encode())
+    except Fault as fault:
+        return [fault]
+
+
+def _object(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise Fault("not_an_object", "line", "a usage record must be a JSON object")
+    return record
+
+
+class JsonRecords:
+    """``{event_id, tenant_id, service, quantity, timestamp, …dimensions}``; dimensions may be in an object as well."""
+
+    def records(self, line: Line) -> list[Any]:
+        return parse(line.raw)
+
+    def claims(self, record: Any) -> Sequence[Claims] | None:
+        record = _object(record)
+        nested = record.get("dimensions")
+        return (
+            Claims(
+                record.get("event_id"),
+                record.get("tenant_id"),
+                record.get("service"),
+                record.get("quantity"),
+                record.get("timestamp"),
+                dimensions={**nested, **record} if isinstance(nested, dict) else record,
+            ),
+        )
+
+    def shown(self, record: Any) -> Any:
+        return record
+
+
+class CloudEventRecords:
+    """CloudEvents 1.0 in JSON (github.com/cloudevents/spec, json-format)."""
+
+    def records(self, line: Line) -> list[Any]:
+        return parse(line.raw)
+
+    def claims(self, record: Any) -> Sequence[Claims] | None:
+        record = _object(record)
+        if record.get("specversion") != "1.0":
+            raise Fault("not_a_cloudevent", "specversion", 'specversion must be "1.0"')
+        source, event_id = record.get("source"), record.get("id")
+        for name, value in (("source", source), ("id", event_id)):
+            if not isinstance(value, str) or not value:
+                raise Fault("missing_field", name, f"a CloudEvent needs {name!r}, a string; add it")
+        if any(character.isspace() for character in str(source)):
+            raise Fault("not_a_cloudevent", "source", "source must be a URI reference, without white space")
+        data = record.get("data")
+        if not isinstance(data, dict):
+            raise Fault("missing_field", "data", 'the CloudEvent needs "data", an object with "quantity"')
+        return (
+            Claims(
+                f"{source} {event_id}",
+                record.get("subject"),
+                record.get("type"),
+                data.get("quantity"),
+                record.get("time"),
+                dimensions={**record, **data},
+                fields=_CLOUDEVENT,
+            ),
+        )
+
+    def shown(self, record: Any) -> Any:
+        return record

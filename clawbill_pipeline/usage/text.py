@@ -1,0 +1,289 @@
+"""Text files as lines: plain, gzip or zstd; grown, finished, changed in place or cut off. Not what a line means.
+
+Half lines. A line ends with a line feed. A last line without one is read if it is a whole JSON value, since no part
+of a JSON object or array is one itself. Otherwise it waits for its writer; once the file has rested for an hour, the
+half line goes to quarantine, and is read all the same should it be completed later. Where the end is known to be the
+end (compressed files, ``finished``), the last line is a line like any other.
+
+Compressed files are read as a whole or not at all: their checksum is at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from clawbill_pipeline.usage.events import Fault
+from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
+
+#: A longer line is set aside without being held in memory.
+LONGEST_LINE = 16 * 1024 * 1024
+#: A file of one JSON document (.json) is read whole.
+LONGEST_DOCUMENT = 256 * 1024 * 1024
+#: Bytes read at a time.
+PIECE = 16 * 1024 * 1024
+#: How long a file must have been at rest until its half last line is taken for cut off.
+REST_SECONDS = 3600
+#: Bytes of an over-long line that are kept to be looked at.
+_KEPT = 4096
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED = (".gz", ".zst")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a text was read. A text that was read again from its start has the next ``generation``."""
+
+    byte: int = 0
+    line: int = 0
+    generation: int = 0
+
+    def __str__(self) -> str:
+        again = f", reading {self.generation}" if self.generation else ""
+        return f"byte {self.byte}, line {self.line}{again}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        return cls(*(int(part.split()[1]) for part in text.split(", ")))
+
+    def after(self, data: bytes) -> Position:
+        return Position(self.byte + len(data), self.line + data.count(b"\n"), self.generation)
+
+
+class TextBlock(NamedTuple):
+    """Whole lines of a text, or pieces of one that is too long. ``start`` is where they begin."""
+
+    data: bytes
+    start: Position
+    kind: str = "lines"
+
+    @property
+    def position(self) -> str:
+        return str(self.start.after(self.data))
+
+    @property
+    def whole(self) -> bool:
+        return self.kind != "piece"
+
+    def lines(self) -> Iterator[Line]:
+        number, offset = self.start.line + 1, self.start.byte
+        if self.kind == "document":
+            yield Line(number, offset, self.data)
+        elif self.kind == "lines":
+            for raw in self.data.split(b"\n"):
+                if len(raw) > LONGEST_LINE:
+                    yield _too_long(number, offset, raw)
+                elif raw and not raw.isspace():
+                    yield Line(number, offset, raw)
+                number += 1
+                offset += len(raw) + 1
+        elif self.kind == "last piece":
+            yield _too_long(number, offset, self.data)
+
+
+def _too_long(number: int, offset: int, raw: bytes) -> Line:
+    fault = Fault(
+        "line_too_long",
+        "line",
+        f"the line has more than {LONGEST_LINE:,} bytes; write one usage event a line, each with a line feed",
+    )
+    return Line(number, offset, raw[:_KEPT], fault)
+
+
+class Text:
+    """A text as an input. ``open`` gives its bytes, ``stat`` tells that they are unchanged, where anything can."""
+
+    def __init__(
+        self,
+        uri: str,
+        format: Format,
+        open: Callable[[], BinaryIO],
+        *,
+        stat: Callable[[], os.stat_result] | None = None,
+        size: int = 0,
+        document: bool = False,
+        read_again: bool = False,
+    ) -> None:
+        self.uri = uri
+        self.format = format
+        self._open = open
+        self._stat = stat
+        self._size = size
+        self._document = document
+        self._read_again = read_again
+
+    def size(self) -> int:
+        return self._stat().st_size if self._stat else self._size
+
+    def stamp(self) -> list[int] | None:
+        if self._stat is None:
+            return [self._size]
+        stat = self._stat()
+        # A write within the clock tick of the last one would leave the times as they are: trust only older ones.
+        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
+            return None
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+    def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[TextBlock]:
+        newest = Position.parse(landed[-1].position) if landed else Position()
+        with self._bytes() as (stream, compressed):
+            changed = self._change(stream, landed, newest.generation)
+            if changed is None:
+                yield from self._new(stream, newest, finished=finished or compressed)
+                return
+        if not self._read_again:
+            raise changed
+        with self._bytes() as (stream, compressed):
+            yield from self._new(stream, Position(generation=newest.generation + 1), finished=finished or compressed)
+
+    @contextmanager
+    def _bytes(self) -> Iterator[tuple[Any, bool]]:
+        """The uncompressed bytes. Whatever breaks decompression is an InputFault."""
+        with self._open() as raw:
+            head = raw.read(4)
+            raw.seek(0)
+            compression = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+            if compression is None:
+                yield raw, False
+                return
+            try:
+                with pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression) as stream:
+                    yield stream, True
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                cut_off = "truncated" in str(error).lower()
+                raise InputFault(
+                    "truncated_file" if cut_off else "corrupt_file",
+                    f"the {compression} data {'ends too early' if cut_off else f'is damaged ({error})'}; nothing of "
+                    "the file was read. Put the whole file in its place",
+                ) from None
+
+    def _change(self, stream: Any, landed: Sequence[Landing], generation: int) -> InputFault | None:
+        """Reads what was landed and compares it; ``stream`` stands behind it afterwards."""
+        start = 0
+        for landing in landed:
+            position = Position.parse(landing.position)
+            if position.generation != generation:
+                continue
+            if _digest(stream, position.byte - start) != landing.sha256:
+                return InputFault(
+                    "changed_in_place",
+                    f"bytes {start} to {position.byte} are not what landing {landing.id} read; nothing new of the file "
+                    "was read. Put new usage into a new file, and corrections under event ids of their own",
+                    place=f"bytes {start} to {position.byte} of a file of {self.size()}",
+                )
+            start = position.byte
+        return None
+
+    def _new(self, stream: Any, at: Position, *, finished: bool) -> Iterator[TextBlock]:
+        if self._document and not at.byte:
+            document = _read(stream, LONGEST_DOCUMENT)
+            if not _is_lines(document):
+                yield from self._end(document, at, "document", finished=finished)
+                return
+            stream = io.BytesIO(document)
+        rest = b""
+        while piece := _read(stream, PIECE):
+            cut = piece.rfind(b"\n") + 1
+            data, rest = (rest + piece[:cut], piece[cut:]) if cut else (b"", rest + piece)
+            if data:
+                yield TextBlock(data, at)
+                at = at.after(data)
+            if len(rest) > LONGEST_LINE:
+                at, rest = yield from _long_line(stream, rest, at)
+        yield from self._end(rest, at, "lines", finished=finished)
+
+    def _end(self, rest: bytes, at: Position, kind: str, *, finished: bool) -> Iterator[TextBlock]:
+        """The last line, which no line feed ends, or a document."""
+        if not rest or rest.isspace():
+            return
+        if finished or _is_json(rest):
+            yield TextBlock(rest, at, kind)
+            return
+        rested = self._stat is not None and time.time() - self._stat().st_mtime > REST_SECONDS
+        raise InputFault(
+            "cut_off_line" if rested else "waiting",
+            f"the last line ends in its middle after {len(rest)} bytes; it is read once its writer completes it",
+            place=f"line {at.line + 1}, byte {at.byte}",
+            raw=rest[:_KEPT],
+            keep=True,
+            passing=not rested,
+        )
+
+
+def _long_line(stream: Any, rest: bytes, at: Position) -> Generator[TextBlock, None, tuple[Position, bytes]]:
+    """Passes over a line that is too long, in pieces; returns where it ends and what was read behind it."""
+    while b"\n" not in rest:
+        piece = _read(stream, PIECE)
+        if not piece:
+            break
+        yield TextBlock(rest, at, "piece")
+        at = at.after(rest)
+        rest = piece
+    cut = rest.find(b"\n") + 1 or len(rest)
+    yield TextBlock(rest[:cut], at, "last piece")
+    return at.after(rest[:cut]), rest[cut:]
+
+
+def _read(stream: Any, size: int) -> bytes:
+    # Raw files may give less than they are asked for, and Arrow's streams give their own bytes-like objects.
+    data = bytes(stream.read(size))
+    while data and len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
+
+
+def _digest(stream: Any, size: int) -> str:
+    digest = hashlib.sha256()
+    while size > 0 and (piece := _read(stream, min(size, PIECE))):
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest() if size == 0 else ""
+
+
+def _is_json(data: bytes) -> bool:
+    if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+        return False
+    try:
+        json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_lines(document: bytes) -> bool:
+    """Whether a ``.json`` file is JSON lines after all: its first line is a value, and there are more."""
+    first, _, more = document.lstrip().partition(b"\n")
+    return bool(more.strip()) and _is_json(first)
+
+
+def text_file(path: Path, uri: str, format: Format, *, read_again: bool = False) -> Text:
+    """The file ``path`` as an input."""
+    name = path.name
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return Text(
+        uri,
+        format,
+        lambda: path.open("rb"),
+        stat=path.stat,
+        document=name.endswith(".json"),
+        read_again=read_again,
+    )
+
+
+def uri_of(path: Path, folder: Path) -> str:
+    """A file's uri: its path below the source's folder. Bytes in names that are no text are shown escaped."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
