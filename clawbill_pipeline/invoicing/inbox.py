@@ -1,0 +1,313 @@
+"""Applies landed events to invoices, their lines and the tenants' standing, one transaction an event.
+
+An event and what it changes are committed together, so none is lost or handled twice, whoever crashes. What it says
+is read in ``events``; which standing follows is decided in ``states``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import stripe
+from sqlalchemy import Connection, Row, case, insert, not_, select
+from sqlalchemy.exc import DataError, IntegrityError
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.invoicing.events import (
+    Change,
+    Invoice,
+    Reference,
+    Subscription,
+    UnusableEvent,
+    order,
+    read_change,
+)
+from clawbill_pipeline.invoicing.fetching import Stripe
+from clawbill_pipeline.invoicing.rows import (
+    debts,
+    known_invoice,
+    last_standing,
+    map_late,
+    move_standing,
+    write_invoice,
+    write_lines,
+)
+from clawbill_pipeline.invoicing.states import Signal, of_invoice, of_subscription
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock
+from clawbill_pipeline.ledger.tables import stripe_customers, stripe_events, stripe_events_handled, tenant_standing
+from clawbill_pipeline.results import Check
+from clawbill_pipeline.stripe_api import StripeApi
+
+Outcome = Literal["applied", "older", "unhandled", "failed"]
+
+_CHUNK = 500
+
+Event = Row[*tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What came of the events: how many of each outcome, rows written, and what went wrong with which."""
+
+    applied: int
+    older: int
+    unhandled: int
+    failed: int
+    waiting: int
+    invoices: int
+    lines: int
+    standings: int
+    last_inbox_id: int | None
+    problems: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+def pending_events(ledger: Ledger, after: int, limit: int) -> list[tuple[int, str, str]]:
+    """The next events that nobody handled: ``(inbox id, event id, type)``, at most ``limit``, ids above ``after``."""
+    query = select(stripe_events.c.id, stripe_events.c.event_id, stripe_events.c.type)
+    query = query.where(stripe_events.c.id > after, _not_handled).order_by(stripe_events.c.id).limit(limit)
+    with ledger.transaction() as connection:
+        return [(row.id, row.event_id, row.type) for row in connection.execute(query)]
+
+
+def apply_events(
+    ledger: Ledger, catalog: Catalog, api: StripeApi | None, *, through: int | None, now: datetime, run_id: str
+) -> Applied:
+    """Handles every event of the inbox up to the id ``through`` (None: all) that nobody handled, in order.
+
+    An event that can't be applied is recorded as failed with its reason, and the others go on. One that needs Stripe
+    while Stripe is away stays unhandled (``waiting``) for the next call. Raises LedgerError.
+    """
+    work = _Work(ledger, catalog, api, now, run_id)
+    for row in _unhandled(ledger, through):
+        work.handle(row)
+    work.catch_up()
+    return work.result()
+
+
+_not_handled = not_(
+    select(stripe_events_handled.c.inbox_id).where(stripe_events_handled.c.inbox_id == stripe_events.c.id).exists()
+)
+
+
+def _unhandled(ledger: Ledger, through: int | None) -> Iterator[Event]:
+    after = 0
+    while True:
+        query = select(stripe_events).where(stripe_events.c.id > after, _not_handled)
+        if through is not None:
+            query = query.where(stripe_events.c.id <= through)
+        with ledger.transaction() as connection:
+            rows = connection.execute(query.order_by(stripe_events.c.id).limit(_CHUNK)).all()
+        if not rows:
+            return
+        yield from rows
+        after = rows[-1].id
+
+
+class _Work:
+    """One call of apply_events: its way to Stripe and its counts."""
+
+    def __init__(self, ledger: Ledger, catalog: Catalog, api: StripeApi | None, now: datetime, run_id: str) -> None:
+        self._ledger = ledger
+        self._stripe = Stripe(api) if api else None
+        self._now = now
+        self._run_id = run_id
+        # A tenant whose customer is named in the catalogue is known before delivery has mapped it.
+        self._named = {t.stripe_customer: tenant_id for tenant_id, t in catalog.tenants.items() if t.stripe_customer}
+        self._counts: Counter[str] = Counter()
+        self._problems: list[str] = []
+        self._apart: dict[str, str] = {}
+        self._last: int | None = None
+
+    def result(self) -> Applied:
+        count = self._counts
+        return Applied(
+            applied=count["applied"],
+            older=count["older"],
+            unhandled=count["unhandled"],
+            failed=count["failed"],
+            waiting=count["waiting"],
+            invoices=count["invoices"],
+            lines=count["lines"],
+            standings=count["standings"],
+            last_inbox_id=self._last,
+            problems=tuple(self._problems),
+            checks=(
+                Check(
+                    "events_handled",
+                    not count["failed"] and not count["waiting"],
+                    "Every landed event was applied, or is kept as one that needs no handling.",
+                    {"failed": count["failed"], "waiting": count["waiting"]},
+                ),
+                Check(
+                    "invoice_lines_add_up",
+                    not self._apart,
+                    "The lines of each invoice add up to its subtotal: no page of them is missing.",
+                    {"invoices": count["invoices"], **self._apart},
+                ),
+            ),
+        )
+
+    def handle(self, row: Event) -> None:
+        self._last = row.id
+        try:
+            change = self._completed(row, read_change(row.type, row.body))
+            self._record(row, change)
+        except (UnusableEvent, UnicodeError, stripe.InvalidRequestError, DataError, IntegrityError) as error:
+            self._record_failure(row, str(getattr(error, "orig", None) or error).partition("\n")[0])
+        except stripe.StripeError as error:
+            # Not recorded: the next call tries again. The message is Stripe's and holds no key.
+            self._counts["waiting"] += 1
+            self._problems.append(f"{row.event_id} ({row.type}) waits for Stripe: {type(error).__name__}: {error}")
+
+    def _completed(self, row: Event, change: Change | None) -> Change | None:
+        """The change with what its event does not hold: fetched before the transaction, so no lock waits for Stripe."""
+        if self._stripe is None:
+            if isinstance(change, Reference):
+                raise UnusableEvent("a thin event needs Stripe to tell more, and no key is set")
+            return change
+        if isinstance(change, Reference):
+            fetch = self._stripe.invoice if change.kind == "invoice" else self._stripe.subscription
+            return fetch(change.object_id)
+        # Two objects of one second: only Stripe knows which of them is the last.
+        if isinstance(change, Invoice):
+            if self._tied_invoice(row, change):
+                return self._stripe.invoice(change.invoice_id)
+            if change.has_more:
+                return replace(change, lines=self._stripe.lines(change.invoice_id), has_more=False)
+        if isinstance(change, Subscription) and self._tied_standing(row, change):
+            return self._stripe.subscription(change.subscription_id)
+        return change
+
+    def _tied_invoice(self, row: Event, change: Invoice) -> bool:
+        with self._ledger.transaction() as connection:
+            known = known_invoice(connection, change.invoice_id)
+        if known is None or change.status == "deleted" or known.object == change.object:
+            return False
+        return order(change.status, row.created, known.status, known.as_of) == "same"
+
+    def _tied_standing(self, row: Event, change: Subscription) -> bool:
+        with self._ledger.transaction() as connection:
+            tenant_id = self._tenant(connection, change.customer_id)
+            last = last_standing(connection, tenant_id) if tenant_id else None
+        return last is not None and last.since == row.created
+
+    def _record(self, row: Event, change: Change | None) -> None:
+        with self._ledger.transaction() as connection:
+            if not _ours(connection, row.id):
+                return
+            if isinstance(change, Invoice):
+                outcome, detail = self._apply_invoice(connection, row, change)
+            elif isinstance(change, Subscription):
+                outcome, detail = self._apply_subscription(connection, row, change)
+            else:
+                outcome, detail = "unhandled", f"no handler for {row.type}"
+            self._note(connection, row, outcome, detail)
+
+    def _record_failure(self, row: Event, reason: str) -> None:
+        with self._ledger.transaction() as connection:
+            if _ours(connection, row.id):
+                self._note(connection, row, "failed", reason)
+                self._problems.append(f"{row.event_id} ({row.type}) failed: {reason}")
+
+    def _note(self, connection: Connection, row: Event, outcome: Outcome, detail: str) -> None:
+        note = {"inbox_id": row.id, "outcome": outcome, "detail": detail, "handled_at": self._now}
+        connection.execute(insert(stripe_events_handled).values(note | {"run_id": self._run_id}))
+        self._counts[outcome] += 1
+
+    def _apply_invoice(self, connection: Connection, row: Event, change: Invoice) -> tuple[Outcome, str]:
+        known = known_invoice(connection, change.invoice_id)
+        if known is not None and order(change.status, row.created, known.status, known.as_of) == "older":
+            return "older", f"{change.invoice_id} is {known.status} as of {known.as_of:%Y-%m-%dT%H:%M:%SZ}"
+        tenant_id = self._tenant(connection, change.customer_id)
+        as_of = row.created if known is None else max(row.created, known.as_of)
+        write_invoice(connection, change, tenant_id, as_of)
+        self._counts["invoices"] += 1
+        self._counts["lines"] += write_lines(connection, change, tenant_id)
+        self._compare_lines(change)
+        if tenant_id is None:
+            return "applied", f"{change.invoice_id} is {change.status}; no tenant is mapped to {change.customer_id}"
+        in_debt = bool(debts(connection, tenant_id, row.created, but=change.invoice_id))
+        signals = of_invoice(row.type, change.status, change.object, row.created, in_debt=in_debt)
+        moved = self._move(connection, tenant_id, signals, row.created, row.event_id)
+        return "applied", f"{change.invoice_id} is {change.status}{moved}"
+
+    def _apply_subscription(self, connection: Connection, row: Event, change: Subscription) -> tuple[Outcome, str]:
+        tenant_id = self._tenant(connection, change.customer_id)
+        if tenant_id is None:
+            return "unhandled", f"no tenant is mapped to {change.customer_id}"
+        of_tenant = stripe_customers.c.tenant_id == tenant_id
+        followed = connection.scalar(select(stripe_customers.c.subscription_id).where(of_tenant))
+        if followed not in (None, change.subscription_id):
+            return "unhandled", f"{tenant_id} is billed by {followed}, not by {change.subscription_id}"
+        in_debt = bool(debts(connection, tenant_id, row.created))
+        signals = of_subscription(change.status, in_debt=in_debt)
+        last = last_standing(connection, tenant_id)
+        if last is not None and signals != ("cancel",):
+            # Cancelled is for good: it counts whenever it comes, and nothing of the same second undoes it.
+            ended = last.standing == "cancelled" and row.created == last.since
+            if row.created < last.since or ended:
+                return "older", f"{tenant_id} is {last.standing} since {last.since:%Y-%m-%dT%H:%M:%SZ}"
+        moved = self._move(connection, tenant_id, signals, row.created, row.event_id)
+        return "applied", f"{change.subscription_id} is {change.status}{moved}"
+
+    def _compare_lines(self, change: Invoice) -> None:
+        total = sum((line.amount for line in change.lines), start=Decimal(0))
+        self._apart.pop(change.invoice_id, None)
+        if total != change.subtotal and change.status != "deleted":
+            self._apart[change.invoice_id] = f"lines {total}, subtotal {change.subtotal} {change.currency}"
+
+    def _move(self, connection: Connection, tenant_id: str, signals: Sequence[Signal], at: datetime, cause: str) -> str:
+        moved = move_standing(connection, tenant_id, signals, at, cause, self._now)
+        if moved is None:
+            return ""
+        self._counts["standings"] += 1
+        return f"; {tenant_id}: {moved[0] or 'new'} -> {moved[1]}"
+
+    def _tenant(self, connection: Connection, customer_id: str) -> str | None:
+        of_customer = stripe_customers.c.customer_id == customer_id
+        mapped = connection.scalar(select(stripe_customers.c.tenant_id).where(of_customer))
+        return mapped or self._named.get(customer_id)
+
+    def catch_up(self) -> None:
+        """Does what events could not do that came before their customer was mapped to a tenant."""
+        with self._ledger.transaction() as connection:
+            lock(connection, _INBOX)
+            map_late(connection)
+            for row in _subscriptions_without_standing(connection):
+                status = json.loads(row.body)["data"]["object"].get("status") or ""
+                owing = debts(connection, row.tenant_id, self._now)
+                signals = (*of_subscription(status, in_debt=bool(owing)), *owing)
+                self._move(connection, row.tenant_id, signals, row.created, f"mapped:{row.customer_id}")
+
+
+_INBOX = "stripe inbox"
+
+
+def _ours(connection: Connection, inbox_id: int) -> bool:
+    """Whether the event is ours to handle, until the transaction ends."""
+    lock(connection, _INBOX)
+    handled = stripe_events_handled.c.inbox_id
+    return connection.scalar(select(handled).where(handled == inbox_id)) is None
+
+
+def _subscriptions_without_standing(connection: Connection) -> Sequence[Event]:
+    """The newest event of the subscription of each mapped tenant that has no standing yet; a deletion comes last."""
+    customers, events = stripe_customers.c, stripe_events.c
+    new = not_(select(tenant_standing.c.id).where(tenant_standing.c.tenant_id == customers.tenant_id).exists())
+    ended = case((events.type.like("%.deleted"), 1), else_=0)
+    query = (
+        select(customers.tenant_id, customers.customer_id, events.created, events.type, events.body)
+        .distinct(customers.tenant_id)
+        .join(stripe_events, events.object_id == customers.subscription_id)
+        .where(new, events.type.like("customer.subscription.%"))
+        .order_by(customers.tenant_id, events.created.desc(), ended.desc(), events.id.desc())
+    )
+    return connection.execute(query).all()
