@@ -1,0 +1,55 @@
+"""How tenants stand (paid, overdue, ...), as they were last reported. Kept in SQLite; nothing is done about it here."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tenant_status (
+    tenant_id TEXT PRIMARY KEY,
+    status TEXT NOT NULL,
+    reported_at TEXT NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A reported status; ``reported_at`` is ISO 8601."""
+
+    status: str
+    reported_at: str
+
+
+class Standing:
+    """The statuses in ``folder``. What ``put`` returned from is on the disk. One thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(folder / "openclaw.sqlite", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        self._db.execute(_SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def put(self, tenant_id: str, status: Status) -> Status:
+        """Keeps ``status``. One that says the same as the last changes nothing. Returns what is kept."""
+        self._db.execute(
+            "INSERT INTO tenant_status VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO UPDATE "
+            "SET status = excluded.status, reported_at = excluded.reported_at WHERE status <> excluded.status",
+            (tenant_id, status.status, status.reported_at),
+        )
+        kept = self.get(tenant_id)
+        assert kept is not None, "what was just written is there"  # noqa: S101
+        return kept
+
+    def get(self, tenant_id: str) -> Status | None:
+        """The last status reported for the tenant, or None."""
+        sql = "SELECT status, reported_at FROM tenant_status WHERE tenant_id = ?"
+        row = self._db.execute(sql, (tenant_id,)).fetchone()
+        return Status(*row) if row else None
