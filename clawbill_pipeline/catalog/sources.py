@@ -16,6 +16,9 @@ class _Source(BaseModel):
     path: str = Field(description="Folder, relative to the catalogue or absolute.")
 
 
+Patterns = str | tuple[str, ...]
+
+
 class _Files(_Source):
     """Files below a folder, plain, gzip or zstd. ``.gz`` and ``.zst`` behind a name don't count for ``pattern``."""
 
@@ -30,7 +33,7 @@ class JsonLines(_Files):
     """Files of one JSON object a line: ``{event_id, tenant_id, service, quantity, timestamp, …dimensions}``."""
 
     kind: Literal["json_lines"]
-    pattern: str = Field("**/*.jsonl", description="Glob below path; it finds x.jsonl.gz and x.jsonl.zst as well.")
+    pattern: Patterns = Field("**/*.jsonl", description="Glob below path; it finds x.jsonl.gz and x.jsonl.zst as well.")
 
 
 class CloudEvents(_Files):
@@ -41,7 +44,7 @@ class CloudEvents(_Files):
     """
 
     kind: Literal["cloudevents"]
-    pattern: str = Field("**/*.json*", description="Glob below path; it finds x.json.gz and x.json.zst as well.")
+    pattern: Patterns = Field("**/*.json*", description="Glob below path; it finds x.json.gz and x.json.zst as well.")
 
 
 #: What a line of an OpenClaw transcript that bears usage becomes.

@@ -54,7 +54,9 @@ class Event(NamedTuple):
     event_time: datetime
 
 
-_TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?", re.ASCII)
+# As the catalogue's models have them.
+TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?", re.ASCII)
+SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:s?nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(
@@ -77,7 +79,7 @@ class Judge:
         """The event that ``claims`` describe. Raises Fault."""
         id_field, tenant_field, service_field, quantity_field, time_field = claims.fields
         tenant_id = _text(claims.tenant_id, tenant_field, 64)
-        if not _TENANT.fullmatch(tenant_id):
+        if not TENANT.fullmatch(tenant_id):
             raise Fault(
                 "tenant_syntax",
                 tenant_field,

@@ -11,7 +11,8 @@ from clawbill_pipeline.usage.events import Claims, Fault
 from clawbill_pipeline.usage.inputs import Line
 
 _DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal)
-_CLOUDEVENT = ("id", "subject", "type", "data.quantity", "time")
+#: Where a CloudEvent says what a usage event needs.
+CLOUDEVENT_FIELDS = ("id", "subject", "type", "data.quantity", "time")
 
 
 def parse(raw: bytes) -> list[Any]:
@@ -51,13 +52,18 @@ def _object(record: Any) -> dict[str, Any]:
 
 
 class JsonRecords:
-    """``{event_id, tenant_id, service, quantity, timestamp, …dimensions}``; dimensions may be in an object as well."""
+    """``{event_id, tenant_id, service, quantity, timestamp, …dimensions}``; dimensions may be in an object as well.
+
+    A record with a ``specversion`` is a CloudEvent and read as one.
+    """
 
     def records(self, line: Line) -> list[Any]:
         return parse(line.raw)
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
         record = _object(record)
+        if "specversion" in record:
+            return _cloud_event(record)
         nested = record.get("dimensions")
         return (
             Claims(
@@ -74,6 +80,31 @@ class JsonRecords:
         return record
 
 
+def _cloud_event(record: dict[str, Any]) -> Sequence[Claims]:
+    if record.get("specversion") != "1.0":
+        raise Fault("not_a_cloudevent", "specversion", 'specversion must be "1.0"')
+    source, event_id = record.get("source"), record.get("id")
+    for name, value in (("source", source), ("id", event_id)):
+        if not isinstance(value, str) or not value:
+            raise Fault("missing_field", name, f"a CloudEvent needs {name!r}, a string; add it")
+    if any(character.isspace() for character in str(source)):
+        raise Fault("not_a_cloudevent", "source", "source must be a URI reference, without white space")
+    data = record.get("data")
+    if not isinstance(data, dict):
+        raise Fault("missing_field", "data", 'the CloudEvent needs "data", an object with "quantity"')
+    return (
+        Claims(
+            f"{source} {event_id}",
+            record.get("subject"),
+            record.get("type"),
+            data.get("quantity"),
+            record.get("time"),
+            dimensions={**record, **data},
+            fields=CLOUDEVENT_FIELDS,
+        ),
+    )
+
+
 class CloudEventRecords:
     """CloudEvents 1.0 in JSON (github.com/cloudevents/spec, json-format)."""
 
@@ -81,29 +112,7 @@ class CloudEventRecords:
         return parse(line.raw)
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
-        record = _object(record)
-        if record.get("specversion") != "1.0":
-            raise Fault("not_a_cloudevent", "specversion", 'specversion must be "1.0"')
-        source, event_id = record.get("source"), record.get("id")
-        for name, value in (("source", source), ("id", event_id)):
-            if not isinstance(value, str) or not value:
-                raise Fault("missing_field", name, f"a CloudEvent needs {name!r}, a string; add it")
-        if any(character.isspace() for character in str(source)):
-            raise Fault("not_a_cloudevent", "source", "source must be a URI reference, without white space")
-        data = record.get("data")
-        if not isinstance(data, dict):
-            raise Fault("missing_field", "data", 'the CloudEvent needs "data", an object with "quantity"')
-        return (
-            Claims(
-                f"{source} {event_id}",
-                record.get("subject"),
-                record.get("type"),
-                data.get("quantity"),
-                record.get("time"),
-                dimensions={**record, **data},
-                fields=_CLOUDEVENT,
-            ),
-        )
+        return _cloud_event(_object(record))
 
     def shown(self, record: Any) -> Any:
         return record

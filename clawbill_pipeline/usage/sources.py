@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from clawbill_pipeline.catalog.sources import CloudEvents, OpenClawFleet, Source
+from clawbill_pipeline.catalog.sources import CloudEvents, OpenClawFleet, Patterns, Source
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
 from clawbill_pipeline.usage.openclaw import fleet_inputs
@@ -25,7 +25,10 @@ def inputs(source: Source, folder: Path) -> Iterator[Input]:
         yield text_file(path, uri_of(path, root), format, read_again=source.changed_files == "read_again")
 
 
-def files(root: Path, pattern: str) -> list[Path]:
-    """The files below ``root`` whose names match ``pattern`` with or without ``.gz`` or ``.zst`` behind, in order."""
-    found = {path for suffix in ("", *COMPRESSED) for path in root.glob(pattern + suffix) if path.is_file()}
+def files(root: Path, patterns: Patterns) -> list[Path]:
+    """The files below ``root`` whose names match a pattern with or without ``.gz`` or ``.zst`` behind, in order."""
+    globs = [patterns] if isinstance(patterns, str) else patterns
+    found = {
+        path for glob in globs for suffix in ("", *COMPRESSED) for path in root.glob(glob + suffix) if path.is_file()
+    }
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
