@@ -1,4 +1,4 @@
-"""How a station's result is shown in the Dagster UI: metadata, columns, owners and check results. No work is done here."""
+"""How a station's result is shown in the Dagster UI: metadata, columns, owners, check results. No work is done here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(source: Table) -> Mapping[str, Any]:
         )
         for column in source.columns
     ]
-    return {"dagster/column_schema": dg.TableSchema(columns=columns), "dagster/table_name": f"clawbill.{source.name}"}
+    return {"dagster/column_schema": dg.TableSchema(columns=columns), "dagster/table_name": source.fullname}
 
 
 def columns(**described: str) -> Mapping[str, Any]:
@@ -54,14 +54,19 @@ def columns(**described: str) -> Mapping[str, Any]:
     return {"dagster/column_schema": dg.TableSchema(columns=made)}
 
 
-def materialized(result: Any, *, rows: int | None = None, **more: object) -> dg.MaterializeResult:
-    """A station's result (a dataclass) as Dagster shows it: every field as metadata, every check as its result.
+def materialized(*results: Any, rows: int | None = None, **more: object) -> dg.MaterializeResult:
+    """Results of stations (dataclasses) as Dagster shows them: every field as metadata, every check as its result.
 
     ``rows`` becomes the asset's row count; ``more`` is further metadata.
     """
-    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    checks: Iterable[Check] = fields.pop("checks", ())
-    metadata: dict[str, Any] = {name: shown(value) for name, value in (fields | more).items() if value is not None}
+    metadata: dict[str, Any] = {}
+    checks: list[Check] = []
+    for result in results:
+        fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        fields.pop("checks", None)
+        checks.extend(getattr(result, "checks", ()))
+        metadata |= {name: shown(value) for name, value in fields.items() if value is not None}
+    metadata |= {name: shown(value) for name, value in more.items()}
     if rows is not None:
         metadata["dagster/row_count"] = rows
     return dg.MaterializeResult(

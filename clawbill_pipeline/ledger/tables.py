@@ -26,7 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-SCHEMA = "clawbill"
+#: Not the name of the database role: "$user" comes first in PostgreSQL's search path, and Dagster's tables stay in public.
+SCHEMA = "ledger"
 metadata = MetaData(
     schema=SCHEMA,
     naming_convention={

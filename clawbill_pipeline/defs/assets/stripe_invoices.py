@@ -6,7 +6,7 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.stripe_usage_records import stripe_usage_records
 from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
-from clawbill_pipeline.invoicing import apply_events
+from clawbill_pipeline.invoicing.inbox import apply_events
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -22,7 +22,11 @@ class Inbox(dg.Config):
     group_name="invoicing",
     kinds={"stripe", "postgres"},
     owners=[FINANCE],
-    check_specs=specs("stripe_invoices", check("every_event_handled", "No landed event failed to be handled.")),
+    check_specs=specs(
+        "stripe_invoices",
+        check("events_handled", "Every landed event was applied, or is kept as one that needs no handling."),
+        check("invoice_lines_add_up", "The lines of each invoice add up to its subtotal: no page of them is missing."),
+    ),
     metadata=table(tables.invoices),
 )
 def stripe_invoices(

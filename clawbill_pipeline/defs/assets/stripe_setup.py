@@ -5,7 +5,7 @@ import dagster as dg
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
-from clawbill_pipeline.delivery import provision
+from clawbill_pipeline.delivery.provisioning import provision
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -14,7 +14,13 @@ from clawbill_pipeline.stripe_api import StripeApi
     group_name="stripe",
     kinds={"stripe", "postgres"},
     owners=[DATA],
-    check_specs=specs("stripe_setup", check("everybody_provisioned", "Stripe matches the catalogue for every tenant.")),
+    check_specs=specs(
+        "stripe_setup",
+        check("stripe_matches_catalogue", "Everything that the catalogue names is at Stripe."),
+        check(
+            "stripe_follows_the_calendar", "Billing periods start at the same moment at Stripe and in the catalogue."
+        ),
+    ),
     metadata=table(tables.stripe_items),
 )
 def stripe_setup(
@@ -24,5 +30,5 @@ def stripe_setup(
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
-    """Makes Stripe match the catalogue and keeps who is who in the ledger. Never deletes; run again, changes nothing."""
+    """Makes Stripe match the catalogue and keeps who is who in the ledger. Never deletes."""
     return materialized(provision(ledger, catalog, stripe, now=clock(), run_id=context.run_id))

@@ -7,8 +7,9 @@ from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.rated_usage import rated_usage
 from clawbill_pipeline.defs.assets.stripe_setup import stripe_setup
 from clawbill_pipeline.defs.partitions import hours, hours_of
-from clawbill_pipeline.defs.presentation import DATA, check, materialized, shown, specs, table
-from clawbill_pipeline.delivery import deliver, plan
+from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.delivery.planning import plan
+from clawbill_pipeline.delivery.sending import deliver
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -22,7 +23,8 @@ from clawbill_pipeline.stripe_api import StripeApi
     backfill_policy=dg.BackfillPolicy.single_run(),
     check_specs=specs(
         "stripe_usage_records",
-        check("everything_delivered", "Every planned usage record has reached Stripe."),
+        check("rated_usage_is_mapped", "Every rated window has a Stripe customer and item in its currency."),
+        check("outbox_is_delivered", "Every record that was due is at Stripe."),
     ),
     metadata=table(tables.usage_records),
 )
@@ -41,4 +43,4 @@ def stripe_usage_records(
     window = hours_of(context)
     planned = plan(ledger, catalog, hours=(window["start"], window["end"]), now=clock(), run_id=context.run_id)
     delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run_id)
-    return materialized(delivered, planned=shown(planned))
+    return materialized(planned, delivered, rows=planned.records)

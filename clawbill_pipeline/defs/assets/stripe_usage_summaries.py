@@ -8,7 +8,7 @@ from clawbill_pipeline.defs.assets.stripe_usage_records import stripe_usage_reco
 from clawbill_pipeline.defs.partitions import periods
 from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
 from clawbill_pipeline.ledger import Ledger, tables
-from clawbill_pipeline.reconciliation import read_summaries
+from clawbill_pipeline.reconciliation.summaries import read_summaries
 from clawbill_pipeline.stripe_api import StripeApi
 
 
@@ -18,7 +18,11 @@ from clawbill_pipeline.stripe_api import StripeApi
     group_name="reconciliation",
     kinds={"stripe", "postgres"},
     owners=[DATA],
-    check_specs=specs("stripe_usage_summaries", check("everybody_read", "Stripe's totals were read for every customer.")),
+    check_specs=specs(
+        "stripe_usage_summaries",
+        check("every_meter_read", "Stripe answered for every customer and meter."),
+        check("held_is_what_was_sent", "Stripe's period totals are what it acknowledged."),
+    ),
     metadata=table(tables.usage_summaries),
 )
 def stripe_usage_summaries(
@@ -28,8 +32,6 @@ def stripe_usage_summaries(
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
-    """Stripe's own totals a customer and meter for the billing periods that start in a month; hours where they differ."""
-    result = read_summaries(
-        ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id
-    )
+    """Stripe's own totals a customer and meter for a month's billing periods; hours where they differ."""
+    result = read_summaries(ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id)
     return materialized(result)

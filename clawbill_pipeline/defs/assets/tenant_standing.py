@@ -5,7 +5,7 @@ import dagster as dg
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
 from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
-from clawbill_pipeline.invoicing import report_standing
+from clawbill_pipeline.invoicing.standing import report_standing
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.openclaw import OpenClaw
 
@@ -15,7 +15,7 @@ from clawbill_pipeline.openclaw import OpenClaw
     group_name="invoicing",
     kinds={"openclaw", "postgres"},
     owners=[FINANCE],
-    check_specs=specs("tenant_standing", check("openclaw_knows", "OpenClaw knows the newest standing of every tenant.")),
+    check_specs=specs("tenant_standing", check("standing_reported", "OpenClaw knows how every tenant stands.")),
     metadata=table(tables.tenant_standing),
 )
 def tenant_standing(

@@ -11,6 +11,12 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.usage import land
 
 
+class Landing(dg.Config):
+    """``finished``: nothing writes to the sources any more, so a last line without its line feed is complete."""
+
+    finished: bool = False
+
+
 @dg.asset(
     partitions_def=hours,
     group_name="usage",
@@ -22,6 +28,7 @@ from clawbill_pipeline.usage import land
         check("books_balance", "Every line read is an event line or in quarantine; none is lost.", blocking=True),
         check("no_quarantine", "No line of this landing had to be set aside."),
         check("sources_unchanged", "No file that was landed before has changed in place."),
+        check("sources_readable", "Every input could be read to its end."),
     ),
     metadata=columns(
         landing_id="bigint: The landing (ledger table landings) that brought the event",
@@ -39,6 +46,7 @@ from clawbill_pipeline.usage import land
 )
 def usage_events(
     context: dg.AssetExecutionContext,
+    config: Landing,
     catalog: dg.ResourceParam[Catalog],
     lake: dg.ResourceParam[Lake],
     ledger: dg.ResourceParam[Ledger],
@@ -50,4 +58,5 @@ def usage_events(
     before and are touched again are metered again by the sensor `late_usage`. Lines that can't be read are set aside
     in the ledger's `quarantine` with file, place and reason, and stop nobody.
     """
-    return materialized(land(catalog, lake, ledger, now=clock(), run_id=context.run_id))
+    result = land(catalog, lake, ledger, now=clock(), run_id=context.run_id, finished=config.finished)
+    return materialized(result, rows=result.events)

@@ -1,4 +1,4 @@
-"""Every difference between used, metered, rated, sent, held, invoiced and paid, by name. Rules are in reconciliation/."""
+"""Differences between used, metered, rated, sent, held, invoiced and paid, by name. Rules are in reconciliation/."""
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from clawbill_pipeline.defs.partitions import periods
 from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger, tables
-from clawbill_pipeline.reconciliation import reconcile
+from clawbill_pipeline.reconciliation.compare import reconcile
 
 
 @dg.asset(
@@ -21,9 +21,8 @@ from clawbill_pipeline.reconciliation import reconcile
     owners=[FINANCE],
     check_specs=specs(
         "usage_reconciliation",
-        check("nothing_unexplained", "Every break has a cause."),
-        check("waterfall_adds_up", "The steps of each tenant's waterfall add up to the last digit."),
-        check("no_open_breaks", "Used, rated, sent, held, invoiced and paid agree for every tenant."),
+        check("no_unexplained_break", "Every difference between two steps has a cause that a rule found."),
+        check("no_open_break", "Nothing differs between raw usage, metered, rated, sent, held, invoiced and paid."),
     ),
     metadata=table(tables.breaks),
 )
@@ -35,7 +34,5 @@ def usage_reconciliation(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """The waterfall of the billing periods that start in a month, and its breaks, each with amount, place and cause."""
-    result = reconcile(
-        ledger, catalog, lake, period=context.partition_key, now=clock(), run_id=context.run_id
-    )
+    result = reconcile(ledger, catalog, lake, period=context.partition_key, now=clock(), run_id=context.run_id)
     return materialized(result)

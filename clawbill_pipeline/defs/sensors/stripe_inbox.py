@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from clawbill_pipeline.defs.jobs import stripe_events
-from clawbill_pipeline.invoicing import pending_events
+from clawbill_pipeline.invoicing.inbox import pending_events
 from clawbill_pipeline.ledger import Ledger
 
 #: Events a tick; the run handles them one by one, so a run an event would only cost processes.

@@ -1,6 +1,6 @@
 -- The ledger as first released. History is never changed: triggers refuse it.
 
-CREATE FUNCTION clawbill.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION ledger.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     -- The trigger's arguments are the columns that may move.
     IF TG_OP = 'UPDATE' AND to_jsonb(OLD) - TG_ARGV::text[] = to_jsonb(NEW) - TG_ARGV::text[] THEN
@@ -10,7 +10,7 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE TABLE clawbill.audit_trail (
+CREATE TABLE ledger.audit_trail (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
     kind TEXT NOT NULL,
@@ -20,11 +20,11 @@ CREATE TABLE clawbill.audit_trail (
     CONSTRAINT audit_trail_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON COLUMN clawbill.audit_trail.kind IS 'For example usage_record.created.';
+COMMENT ON COLUMN ledger.audit_trail.kind IS 'For example usage_record.created.';
 
-CREATE INDEX audit_trail_kind_subject_idx ON clawbill.audit_trail (kind, subject);
+CREATE INDEX audit_trail_kind_subject_idx ON ledger.audit_trail (kind, subject);
 
-CREATE TABLE clawbill.breaks (
+CREATE TABLE ledger.breaks (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     period TEXT NOT NULL,
     tenant_id TEXT NOT NULL,
@@ -42,11 +42,11 @@ CREATE TABLE clawbill.breaks (
     CONSTRAINT breaks_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON COLUMN clawbill.breaks.step IS 'Which two steps differ, such as sent_held.';
+COMMENT ON COLUMN ledger.breaks.step IS 'Which two steps differ, such as sent_held.';
 
-CREATE UNIQUE INDEX breaks_open_key ON clawbill.breaks (period, tenant_id, service, step, cause, hour) NULLS NOT DISTINCT WHERE closed_at IS NULL;
+CREATE UNIQUE INDEX breaks_open_key ON ledger.breaks (period, tenant_id, service, step, cause, hour) NULLS NOT DISTINCT WHERE closed_at IS NULL;
 
-CREATE TABLE clawbill.invoices (
+CREATE TABLE ledger.invoices (
     invoice_id TEXT NOT NULL,
     tenant_id TEXT,
     customer_id TEXT NOT NULL,
@@ -67,13 +67,13 @@ CREATE TABLE clawbill.invoices (
     CONSTRAINT invoices_pkey PRIMARY KEY (invoice_id)
 );
 
-COMMENT ON COLUMN clawbill.invoices.tenant_id IS 'Null for a customer that no tenant is mapped to.';
-COMMENT ON COLUMN clawbill.invoices.object IS 'Stripe''s newest object, without its lines.';
+COMMENT ON COLUMN ledger.invoices.tenant_id IS 'Null for a customer that no tenant is mapped to.';
+COMMENT ON COLUMN ledger.invoices.object IS 'Stripe''s newest object, without its lines.';
 
-CREATE INDEX invoices_customer_id_idx ON clawbill.invoices (customer_id);
-CREATE INDEX invoices_tenant_id_idx ON clawbill.invoices (tenant_id);
+CREATE INDEX invoices_customer_id_idx ON ledger.invoices (customer_id);
+CREATE INDEX invoices_tenant_id_idx ON ledger.invoices (tenant_id);
 
-CREATE TABLE clawbill.landings (
+CREATE TABLE ledger.landings (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     source TEXT NOT NULL,
     uri TEXT NOT NULL,
@@ -92,15 +92,15 @@ CREATE TABLE clawbill.landings (
     CONSTRAINT landings_books_check CHECK (lines = event_lines + quarantined)
 );
 
-COMMENT ON COLUMN clawbill.landings.uri IS 'File, database or address that was read.';
-COMMENT ON COLUMN clawbill.landings.position IS 'Where this landing ends in the uri; the next one goes on there.';
-COMMENT ON COLUMN clawbill.landings.size IS 'Bytes or rows of the uri when it was read.';
-COMMENT ON COLUMN clawbill.landings.sha256 IS 'Of what this landing read.';
-COMMENT ON COLUMN clawbill.landings.lines IS 'Lines that should bear usage = events_lines + quarantined.';
-COMMENT ON COLUMN clawbill.landings.events IS 'A line can bear several events.';
-COMMENT ON COLUMN clawbill.landings.skipped IS 'Lines that bear no usage by their kind.';
+COMMENT ON COLUMN ledger.landings.uri IS 'File, database or address that was read.';
+COMMENT ON COLUMN ledger.landings.position IS 'Where this landing ends in the uri; the next one goes on there.';
+COMMENT ON COLUMN ledger.landings.size IS 'Bytes or rows of the uri when it was read.';
+COMMENT ON COLUMN ledger.landings.sha256 IS 'Of what this landing read.';
+COMMENT ON COLUMN ledger.landings.lines IS 'Lines that should bear usage = events_lines + quarantined.';
+COMMENT ON COLUMN ledger.landings.events IS 'A line can bear several events.';
+COMMENT ON COLUMN ledger.landings.skipped IS 'Lines that bear no usage by their kind.';
 
-CREATE TABLE clawbill.metered_hours (
+CREATE TABLE ledger.metered_hours (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     landings BIGINT NOT NULL,
     events BIGINT NOT NULL,
@@ -112,10 +112,10 @@ CREATE TABLE clawbill.metered_hours (
     CONSTRAINT metered_hours_pkey PRIMARY KEY (hour, landings)
 );
 
-COMMENT ON COLUMN clawbill.metered_hours.landings IS 'How many landings touch the hour and were counted.';
-COMMENT ON COLUMN clawbill.metered_hours.changed IS 'New revisions written.';
+COMMENT ON COLUMN ledger.metered_hours.landings IS 'How many landings touch the hour and were counted.';
+COMMENT ON COLUMN ledger.metered_hours.changed IS 'New revisions written.';
 
-CREATE TABLE clawbill.metered_usage (
+CREATE TABLE ledger.metered_usage (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     tenant_id TEXT NOT NULL,
     service TEXT NOT NULL,
@@ -134,10 +134,10 @@ CREATE TABLE clawbill.metered_usage (
 )
  PARTITION BY RANGE (hour);
 
-COMMENT ON COLUMN clawbill.metered_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
-COMMENT ON COLUMN clawbill.metered_usage.window_start IS 'The hour, or a period boundary in it.';
+COMMENT ON COLUMN ledger.metered_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
+COMMENT ON COLUMN ledger.metered_usage.window_start IS 'The hour, or a period boundary in it.';
 
-CREATE TABLE clawbill.rated_usage (
+CREATE TABLE ledger.rated_usage (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     tenant_id TEXT NOT NULL,
     service TEXT NOT NULL,
@@ -166,15 +166,15 @@ CREATE TABLE clawbill.rated_usage (
 )
  PARTITION BY RANGE (hour);
 
-COMMENT ON COLUMN clawbill.rated_usage.booking IS 'Order in which rows were booked.';
-COMMENT ON COLUMN clawbill.rated_usage.amount IS 'Of the whole window at this revision, major unit.';
-COMMENT ON COLUMN clawbill.rated_usage.asked_quantity IS 'Sent to OpenClaw: the hour''s or the period''s.';
-COMMENT ON COLUMN clawbill.rated_usage.answered_amount IS 'OpenClaw''s amount for asked_quantity.';
-COMMENT ON COLUMN clawbill.rated_usage.answer IS 'OpenClaw''s whole answer, numbers as it wrote them.';
+COMMENT ON COLUMN ledger.rated_usage.booking IS 'Order in which rows were booked.';
+COMMENT ON COLUMN ledger.rated_usage.amount IS 'Of the whole window at this revision, major unit.';
+COMMENT ON COLUMN ledger.rated_usage.asked_quantity IS 'Sent to OpenClaw: the hour''s or the period''s.';
+COMMENT ON COLUMN ledger.rated_usage.answered_amount IS 'OpenClaw''s amount for asked_quantity.';
+COMMENT ON COLUMN ledger.rated_usage.answer IS 'OpenClaw''s whole answer, numbers as it wrote them.';
 
-CREATE INDEX rated_usage_tenant_id_service_period_start_idx ON clawbill.rated_usage (tenant_id, service, period_start);
+CREATE INDEX rated_usage_tenant_id_service_period_start_idx ON ledger.rated_usage (tenant_id, service, period_start);
 
-CREATE TABLE clawbill.rating_failures (
+CREATE TABLE ledger.rating_failures (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     tenant_id TEXT NOT NULL,
     service TEXT NOT NULL,
@@ -192,9 +192,9 @@ CREATE TABLE clawbill.rating_failures (
     CONSTRAINT rating_failures_kind_check CHECK (kind IN ('retry', 'refused', 'unmapped'))
 );
 
-COMMENT ON COLUMN clawbill.rating_failures.kind IS 'retry: may work later; refused: OpenClaw''s final no; unmapped.';
+COMMENT ON COLUMN ledger.rating_failures.kind IS 'retry: may work later; refused: OpenClaw''s final no; unmapped.';
 
-CREATE TABLE clawbill.reconciliations (
+CREATE TABLE ledger.reconciliations (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     period TEXT NOT NULL,
     sha256 TEXT NOT NULL,
@@ -205,12 +205,12 @@ CREATE TABLE clawbill.reconciliations (
     CONSTRAINT reconciliations_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON COLUMN clawbill.reconciliations.period IS 'Month in which the billing periods start, YYYY-MM.';
-COMMENT ON COLUMN clawbill.reconciliations.sha256 IS 'Of the waterfall and the open breaks: the same data, the same row.';
+COMMENT ON COLUMN ledger.reconciliations.period IS 'Month in which the billing periods start, YYYY-MM.';
+COMMENT ON COLUMN ledger.reconciliations.sha256 IS 'Of the waterfall and the open breaks: the same data, the same row.';
 
-CREATE INDEX reconciliations_period_id_idx ON clawbill.reconciliations (period, id);
+CREATE INDEX reconciliations_period_id_idx ON ledger.reconciliations (period, id);
 
-CREATE TABLE clawbill.stripe_customers (
+CREATE TABLE ledger.stripe_customers (
     tenant_id TEXT NOT NULL,
     customer_id TEXT NOT NULL,
     subscription_id TEXT NOT NULL,
@@ -221,7 +221,7 @@ CREATE TABLE clawbill.stripe_customers (
     CONSTRAINT stripe_customers_customer_id_key UNIQUE (customer_id)
 );
 
-CREATE TABLE clawbill.stripe_events (
+CREATE TABLE ledger.stripe_events (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     event_id TEXT NOT NULL,
     type TEXT NOT NULL,
@@ -238,9 +238,9 @@ CREATE TABLE clawbill.stripe_events (
     CONSTRAINT stripe_events_event_id_key UNIQUE (event_id)
 );
 
-COMMENT ON COLUMN clawbill.stripe_events.body IS 'Raw, as it was signed.';
+COMMENT ON COLUMN ledger.stripe_events.body IS 'Raw, as it was signed.';
 
-CREATE TABLE clawbill.tenant_standing (
+CREATE TABLE ledger.tenant_standing (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     tenant_id TEXT NOT NULL,
     standing TEXT NOT NULL,
@@ -255,11 +255,11 @@ CREATE TABLE clawbill.tenant_standing (
     CONSTRAINT tenant_standing_tenant_id_cause_key UNIQUE (tenant_id, cause)
 );
 
-COMMENT ON COLUMN clawbill.tenant_standing.cause IS 'The Stripe event that moved it.';
+COMMENT ON COLUMN ledger.tenant_standing.cause IS 'The Stripe event that moved it.';
 
-CREATE INDEX tenant_standing_tenant_id_id_idx ON clawbill.tenant_standing (tenant_id, id);
+CREATE INDEX tenant_standing_tenant_id_id_idx ON ledger.tenant_standing (tenant_id, id);
 
-CREATE TABLE clawbill.usage_records (
+CREATE TABLE ledger.usage_records (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     identifier TEXT NOT NULL,
     tenant_id TEXT NOT NULL,
@@ -295,16 +295,16 @@ CREATE TABLE clawbill.usage_records (
 )
  PARTITION BY RANGE (hour);
 
-COMMENT ON COLUMN clawbill.usage_records.identifier IS 'Stripe''s event identifier and the idempotency key.';
-COMMENT ON COLUMN clawbill.usage_records.units IS 'Whole units of the window at this revision.';
-COMMENT ON COLUMN clawbill.usage_records.value IS 'What is sent: the units, or a signed difference.';
-COMMENT ON COLUMN clawbill.usage_records.exact_units IS 'Before rounding to whole units.';
-COMMENT ON COLUMN clawbill.usage_records.parked IS 'Why this row waits for a person; null for a row that flows.';
+COMMENT ON COLUMN ledger.usage_records.identifier IS 'Stripe''s event identifier and the idempotency key.';
+COMMENT ON COLUMN ledger.usage_records.units IS 'Whole units of the window at this revision.';
+COMMENT ON COLUMN ledger.usage_records.value IS 'What is sent: the units, or a signed difference.';
+COMMENT ON COLUMN ledger.usage_records.exact_units IS 'Before rounding to whole units.';
+COMMENT ON COLUMN ledger.usage_records.parked IS 'Why this row waits for a person; null for a row that flows.';
 
-CREATE INDEX usage_records_customer_id_meter_period_start_idx ON clawbill.usage_records (customer_id, meter, period_start);
-CREATE INDEX usage_records_state_idx ON clawbill.usage_records (state) WHERE state <> 'delivered';
+CREATE INDEX usage_records_customer_id_meter_period_start_idx ON ledger.usage_records (customer_id, meter, period_start);
+CREATE INDEX usage_records_state_idx ON ledger.usage_records (state) WHERE state <> 'delivered';
 
-CREATE TABLE clawbill.usage_summaries (
+CREATE TABLE ledger.usage_summaries (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     tenant_id TEXT NOT NULL,
     service TEXT NOT NULL,
@@ -318,11 +318,11 @@ CREATE TABLE clawbill.usage_summaries (
     CONSTRAINT usage_summaries_pkey PRIMARY KEY (id)
 );
 
-COMMENT ON COLUMN clawbill.usage_summaries.units IS 'What Stripe says it holds; hour is null for the period.';
+COMMENT ON COLUMN ledger.usage_summaries.units IS 'What Stripe says it holds; hour is null for the period.';
 
-CREATE INDEX usage_summaries_tenant_id_service_period_start_hour_id_idx ON clawbill.usage_summaries (tenant_id, service, period_start, hour, id);
+CREATE INDEX usage_summaries_tenant_id_service_period_start_hour_id_idx ON ledger.usage_summaries (tenant_id, service, period_start, hour, id);
 
-CREATE TABLE clawbill.invoice_lines (
+CREATE TABLE ledger.invoice_lines (
     invoice_id TEXT NOT NULL,
     line_id TEXT NOT NULL,
     tenant_id TEXT,
@@ -337,28 +337,28 @@ CREATE TABLE clawbill.invoice_lines (
     description TEXT,
     object JSONB NOT NULL,
     CONSTRAINT invoice_lines_pkey PRIMARY KEY (invoice_id, line_id),
-    CONSTRAINT invoice_lines_invoice_id_fkey FOREIGN KEY(invoice_id) REFERENCES clawbill.invoices (invoice_id)
+    CONSTRAINT invoice_lines_invoice_id_fkey FOREIGN KEY(invoice_id) REFERENCES ledger.invoices (invoice_id)
 );
 
-COMMENT ON COLUMN clawbill.invoice_lines.service IS 'Null for a line that no service is mapped to.';
-COMMENT ON COLUMN clawbill.invoice_lines.quantity IS 'Stripe''s quantity_decimal.';
+COMMENT ON COLUMN ledger.invoice_lines.service IS 'Null for a line that no service is mapped to.';
+COMMENT ON COLUMN ledger.invoice_lines.quantity IS 'Stripe''s quantity_decimal.';
 
-CREATE INDEX invoice_lines_tenant_id_service_period_start_idx ON clawbill.invoice_lines (tenant_id, service, period_start);
+CREATE INDEX invoice_lines_tenant_id_service_period_start_idx ON ledger.invoice_lines (tenant_id, service, period_start);
 
-CREATE TABLE clawbill.landed_hours (
+CREATE TABLE ledger.landed_hours (
     landing_id BIGINT NOT NULL,
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
     events BIGINT NOT NULL,
     file TEXT NOT NULL,
     CONSTRAINT landed_hours_pkey PRIMARY KEY (landing_id, hour),
-    CONSTRAINT landed_hours_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES clawbill.landings (id)
+    CONSTRAINT landed_hours_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES ledger.landings (id)
 );
 
-COMMENT ON COLUMN clawbill.landed_hours.file IS 'Parquet file, relative to the lake.';
+COMMENT ON COLUMN ledger.landed_hours.file IS 'Parquet file, relative to the lake.';
 
-CREATE INDEX landed_hours_hour_landing_id_idx ON clawbill.landed_hours (hour, landing_id);
+CREATE INDEX landed_hours_hour_landing_id_idx ON ledger.landed_hours (hour, landing_id);
 
-CREATE TABLE clawbill.quarantine (
+CREATE TABLE ledger.quarantine (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     source TEXT NOT NULL,
     uri TEXT NOT NULL,
@@ -372,16 +372,16 @@ CREATE TABLE clawbill.quarantine (
     quarantined_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT quarantine_pkey PRIMARY KEY (id),
     CONSTRAINT quarantine_source_uri_place_reason_field_key UNIQUE (source, uri, place, reason, field),
-    CONSTRAINT quarantine_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES clawbill.landings (id)
+    CONSTRAINT quarantine_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES ledger.landings (id)
 );
 
-COMMENT ON COLUMN clawbill.quarantine.place IS 'Line and byte offset, or row, within the uri.';
-COMMENT ON COLUMN clawbill.quarantine.reason IS 'A short code, such as not_a_number.';
-COMMENT ON COLUMN clawbill.quarantine.detail IS 'What is wrong and how to mend it.';
-COMMENT ON COLUMN clawbill.quarantine.raw IS 'The line, cut and with secrets masked.';
-COMMENT ON COLUMN clawbill.quarantine.tenant_id IS 'Where the line still tells it.';
+COMMENT ON COLUMN ledger.quarantine.place IS 'Line and byte offset, or row, within the uri.';
+COMMENT ON COLUMN ledger.quarantine.reason IS 'A short code, such as not_a_number.';
+COMMENT ON COLUMN ledger.quarantine.detail IS 'What is wrong and how to mend it.';
+COMMENT ON COLUMN ledger.quarantine.raw IS 'The line, cut and with secrets masked.';
+COMMENT ON COLUMN ledger.quarantine.tenant_id IS 'Where the line still tells it.';
 
-CREATE TABLE clawbill.reports (
+CREATE TABLE ledger.reports (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     period TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -391,12 +391,12 @@ CREATE TABLE clawbill.reports (
     made_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT reports_pkey PRIMARY KEY (id),
     CONSTRAINT reports_period_name_sha256_key UNIQUE (period, name, sha256),
-    CONSTRAINT reports_reconciliation_id_fkey FOREIGN KEY(reconciliation_id) REFERENCES clawbill.reconciliations (id)
+    CONSTRAINT reports_reconciliation_id_fkey FOREIGN KEY(reconciliation_id) REFERENCES ledger.reconciliations (id)
 );
 
-COMMENT ON COLUMN clawbill.reports.name IS 'File name below the reports folder of the period.';
+COMMENT ON COLUMN ledger.reports.name IS 'File name below the reports folder of the period.';
 
-CREATE TABLE clawbill.stripe_events_handled (
+CREATE TABLE ledger.stripe_events_handled (
     inbox_id BIGINT NOT NULL,
     outcome TEXT NOT NULL,
     detail TEXT NOT NULL,
@@ -404,12 +404,12 @@ CREATE TABLE clawbill.stripe_events_handled (
     run_id TEXT NOT NULL,
     CONSTRAINT stripe_events_handled_pkey PRIMARY KEY (inbox_id),
     CONSTRAINT stripe_events_handled_outcome_check CHECK (outcome IN ('applied', 'older', 'unhandled', 'failed')),
-    CONSTRAINT stripe_events_handled_inbox_id_fkey FOREIGN KEY(inbox_id) REFERENCES clawbill.stripe_events (id)
+    CONSTRAINT stripe_events_handled_inbox_id_fkey FOREIGN KEY(inbox_id) REFERENCES ledger.stripe_events (id)
 );
 
-COMMENT ON COLUMN clawbill.stripe_events_handled.outcome IS 'applied, older, unhandled (no handler) or failed.';
+COMMENT ON COLUMN ledger.stripe_events_handled.outcome IS 'applied, older, unhandled (no handler) or failed.';
 
-CREATE TABLE clawbill.stripe_items (
+CREATE TABLE ledger.stripe_items (
     tenant_id TEXT NOT NULL,
     service TEXT NOT NULL,
     subscription_item_id TEXT NOT NULL,
@@ -419,67 +419,67 @@ CREATE TABLE clawbill.stripe_items (
     backend TEXT NOT NULL,
     mapped_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT stripe_items_pkey PRIMARY KEY (tenant_id, service),
-    CONSTRAINT stripe_items_tenant_id_fkey FOREIGN KEY(tenant_id) REFERENCES clawbill.stripe_customers (tenant_id),
+    CONSTRAINT stripe_items_tenant_id_fkey FOREIGN KEY(tenant_id) REFERENCES ledger.stripe_customers (tenant_id),
     CONSTRAINT stripe_items_subscription_item_id_key UNIQUE (subscription_item_id)
 );
 
-COMMENT ON COLUMN clawbill.stripe_items.meter IS 'Meter event name.';
+COMMENT ON COLUMN ledger.stripe_items.meter IS 'Meter event name.';
 
-CREATE INDEX stripe_items_meter_idx ON clawbill.stripe_items (meter);
+CREATE INDEX stripe_items_meter_idx ON ledger.stripe_items (meter);
 
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.landings
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.landings
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.landed_hours
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.landed_hours
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.quarantine
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.quarantine
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.metered_hours
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.metered_hours
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.metered_usage
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.metered_usage
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.rated_usage
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.rated_usage
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.audit_trail
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.audit_trail
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.stripe_events
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.stripe_events
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.stripe_events_handled
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.stripe_events_handled
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.usage_summaries
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.usage_summaries
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.reconciliations
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.reconciliations
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.reports
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.reports
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.usage_records
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('state', 'attempts', 'first_sent_at', 'settled_at', 'next_attempt_at', 'parked', 'error', 'answer');
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.usage_records
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON clawbill.tenant_standing
-    FOR EACH ROW EXECUTE FUNCTION clawbill.refuse_change('reported_at', 'attempts', 'error');
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON clawbill.tenant_standing
-    FOR EACH STATEMENT EXECUTE FUNCTION clawbill.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.landings
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.landings
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.landed_hours
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.landed_hours
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.quarantine
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.quarantine
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.metered_hours
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.metered_hours
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.metered_usage
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.metered_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.rated_usage
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.rated_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.audit_trail
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.audit_trail
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.stripe_events
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.stripe_events
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.stripe_events_handled
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.stripe_events_handled
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.usage_summaries
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.usage_summaries
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.reconciliations
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.reconciliations
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.reports
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.reports
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.usage_records
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change('state', 'attempts', 'first_sent_at', 'settled_at', 'next_attempt_at', 'parked', 'error', 'answer');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.usage_records
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.tenant_standing
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change('reported_at', 'attempts', 'error');
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.tenant_standing
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
