@@ -1,0 +1,223 @@
+"""What the ledger and the lake hold of one billing period, brought into DuckDB side by side. Compares nothing.
+
+Tables, all in UTC and limited to each tenant's own period: ``events`` (from the lake), ``metered``, ``rated``,
+``failures``, ``records`` (the outbox), ``held_hours``, ``hours`` (how far metering is), ``services``, ``tenants`` and
+``finals`` (when the invoice of a tenant's service became final).
+"""
+
+# ruff: noqa: S608 -- queries are put together from constants of this file; every value is a parameter
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
+
+NUMBER = "DECIMAL(38,12)"
+_KEY = {
+    "hour": "TIMESTAMPTZ",
+    "tenant_id": "VARCHAR",
+    "service": "VARCHAR",
+    "dimensions": "VARCHAR",
+    "window_start": "TIMESTAMPTZ",
+}
+_KEYS = ", ".join(_KEY)
+
+#: DuckDB table → (its columns, the query of the ledger that fills it).
+LEDGER_TABLES: dict[str, tuple[dict[str, str], str]] = {
+    "metered": (
+        {**_KEY, "revision": "INTEGER", "quantity": NUMBER, "events": "BIGINT"},
+        f"SELECT DISTINCT ON ({_KEYS}) {_KEYS}, revision, quantity, events {Scope.rows('metered_usage')}"
+        f" ORDER BY {_KEYS}, revision DESC",
+    ),
+    "rated": (
+        {**_KEY, "quantity": NUMBER, "amount": NUMBER, "currency": "VARCHAR", "rated_at": "TIMESTAMPTZ"},
+        f"SELECT DISTINCT ON ({_KEYS}) {_KEYS}, quantity, amount, currency, rated_at {Scope.rows('rated_usage')}"
+        f" ORDER BY {_KEYS}, revision DESC",
+    ),
+    "failures": (
+        {**_KEY, "metered_revision": "INTEGER", "kind": "VARCHAR", "error": "VARCHAR"},
+        f"SELECT DISTINCT ON ({_KEYS}) {_KEYS}, metered_revision, kind, error {Scope.rows('rating_failures')}"
+        f" ORDER BY {_KEYS}, metered_revision DESC",
+    ),
+    # One row a customer, meter and window: the newest revision, and what the delivered ones come to.
+    "records": (
+        {
+            "hour": "TIMESTAMPTZ",
+            "tenant_id": "VARCHAR",
+            "service": "VARCHAR",
+            "units": NUMBER,
+            "exact_units": NUMBER,
+            "state": "VARCHAR",
+            "parked": "VARCHAR",
+            "error": "VARCHAR",
+            "delivered": NUMBER,
+            "delivered_by_final": NUMBER,
+            "settled_at": "TIMESTAMPTZ",
+            "values": "VARCHAR",
+        },
+        f"""
+        , f AS (SELECT * FROM unnest(CAST(:final_tenants AS text[]), CAST(:final_services AS text[]),
+                                     CAST(:finals AS timestamptz[])) AS f (tenant_id, service, finalized_at)),
+        r AS (SELECT x.* {Scope.rows("usage_records")}),
+        newest AS (SELECT DISTINCT ON (hour, customer_id, meter, window_start) * FROM r
+                   ORDER BY hour, customer_id, meter, window_start, revision DESC),
+        done AS (SELECT hour, customer_id, meter, window_start,
+                   (array_agg(units ORDER BY revision DESC))[1] AS delivered,
+                   (array_agg(units ORDER BY revision DESC)
+                     FILTER (WHERE finalized_at IS NULL OR settled_at <= finalized_at))[1] AS delivered_by_final,
+                   max(settled_at) AS settled_at, string_agg(value::text, ' ' ORDER BY revision) AS "values"
+                 FROM r LEFT JOIN f USING (tenant_id, service) WHERE state = 'delivered'
+                 GROUP BY hour, customer_id, meter, window_start)
+        SELECT hour, tenant_id, service, units, exact_units, state, parked, error, coalesce(done.delivered, 0),
+               coalesce(done.delivered_by_final, 0), done.settled_at, done."values"
+        FROM newest LEFT JOIN done USING (hour, customer_id, meter, window_start)""",
+    ),
+    "held_hours": (
+        {"hour": "TIMESTAMPTZ", "tenant_id": "VARCHAR", "service": "VARCHAR", "units": NUMBER},
+        "SELECT DISTINCT ON (hour, tenant_id, service) hour, tenant_id, service, units "
+        f"{Scope.rows('usage_summaries', 'period_start', hourly=False)} AND hour IS NOT NULL"
+        " ORDER BY hour, tenant_id, service, id DESC",
+    ),
+    "hours": (
+        {"hour": "TIMESTAMPTZ", "landed": "BIGINT", "landed_at": "TIMESTAMPTZ", "counted": "BIGINT"},
+        """
+        , l AS (SELECT hour, count(*) AS landed, max(landed_at) AS landed_at
+                FROM landed_hours JOIN landings ON id = landing_id
+                WHERE hour >= :first_hour AND hour < :last GROUP BY hour),
+        m AS (SELECT hour, max(landings) AS counted FROM metered_hours
+              WHERE hour >= :first_hour AND hour < :last GROUP BY hour)
+        SELECT hour, coalesce(l.landed, 0), l.landed_at, m.counted FROM l FULL JOIN m USING (hour)""",
+    ),
+    "conflicts": (
+        {"landing_id": "BIGINT", "uri": "VARCHAR", "place": "VARCHAR", "raw": "VARCHAR"},
+        "SELECT landing_id, uri, place, raw FROM quarantine WHERE reason = 'conflict' AND landing_id IN"
+        " (SELECT landing_id FROM landed_hours WHERE hour >= :first_hour AND hour < :last)",
+    ),
+}
+
+
+def read_books(
+    db: duckdb.DuckDBPyConnection,
+    connection: Connection,
+    catalog: Catalog,
+    lake: Lake,
+    scope: Scope,
+    finals: Mapping[tuple[str, str], datetime],
+) -> None:
+    """Fills ``db`` with the books of ``scope``. Lake files that the ledger names and that are gone count as empty."""
+    final_keys = sorted(finals)
+    parameters = {
+        **scope.parameters,
+        "final_tenants": [tenant_id for tenant_id, _ in final_keys],
+        "final_services": [service for _, service in final_keys],
+        "finals": [finals[key] for key in final_keys],
+    }
+    with tempfile.TemporaryDirectory(prefix="clawbill-books-") as folder:
+        for name, (columns, query) in LEDGER_TABLES.items():
+            file = Path(folder) / f"{name}.csv"
+            _copy_out(connection, f"WITH {scope.PERIODS} {query}", parameters, file)
+            db.execute(
+                f"CREATE TABLE {name} AS SELECT * FROM read_csv($file, header = false, auto_detect = false,"
+                f" columns = {columns!r}, allow_quoted_nulls = false, delim = ',', quote = '\"', escape = '\"')",
+                {"file": str(file)},
+            )
+    mapped = connection.execute(text("SELECT tenant_id, service FROM stripe_items")).all()
+    put_context(db, catalog, scope, finals, [(row.tenant_id, row.service) for row in mapped])
+    files = connection.execute(
+        text("SELECT file FROM landed_hours WHERE hour >= :first_hour AND hour < :last ORDER BY file"),
+        scope.parameters,
+    ).scalars()
+    put_events(db, [path for path in map(lake.path, files) if path.exists()])
+
+
+def _copy_out(connection: Connection, query: str, parameters: Mapping[str, Any], file: Path) -> None:
+    """The rows of ``query`` as CSV, streamed: a month can be larger than memory."""
+    compiled = str(text(query).compile(dialect=connection.dialect))
+    raw: Any = connection.connection.dbapi_connection
+    with (
+        file.open("wb") as out,
+        raw.cursor() as cursor,
+        cursor.copy(f"COPY ({compiled}) TO STDOUT WITH (FORMAT csv)", dict(parameters)) as copy,
+    ):
+        for part in copy:
+            out.write(part)
+
+
+def put_context(
+    db: duckdb.DuckDBPyConnection,
+    catalog: Catalog,
+    scope: Scope,
+    finals: Mapping[tuple[str, str], datetime],
+    mapped: Iterable[tuple[str, str]],
+) -> None:
+    """The small tables that rows are judged by: ``tenants``, ``services``, ``finals``, ``mapped``, ``month``."""
+    given = scope.parameters
+    tenants = zip(given["ids"], given["starts"], given["ends"], strict=True)
+    put(db, "tenants", _TENANTS, tenants)
+    put(db, "month", _MONTH, [(given["month_start"], given["month_end"], given["tenant"], catalog.start)])
+    put(
+        db,
+        "services",
+        _SERVICES,
+        [(name, s.bill_by == "amount", unit_scale(catalog, name)) for name, s in catalog.services.items()],
+    )
+    put(db, "finals", _FINALS, [(*key, at) for key, at in sorted(finals.items())])
+    put(db, "mapped", _MAPPED, mapped)
+
+
+_INSTANT = pa.timestamp("us", tz="UTC")
+_TENANTS = pa.schema([("tenant_id", pa.string()), ("starts", _INSTANT), ("ends", _INSTANT)])
+_MONTH = pa.schema([("starts", _INSTANT), ("ends", _INSTANT), ("tenant_id", pa.string()), ("begin", _INSTANT)])
+_SERVICES = pa.schema([("service", pa.string()), ("by_amount", pa.bool_()), ("scale", pa.decimal128(38, 0))])
+_FINALS = pa.schema([("tenant_id", pa.string()), ("service", pa.string()), ("finalized_at", _INSTANT)])
+_MAPPED = pa.schema([("tenant_id", pa.string()), ("service", pa.string())])
+
+
+def put(db: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Iterable[Sequence[Any]]) -> None:
+    """Makes table ``name`` of ``rows``."""
+    table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+    db.register("incoming", table)
+    db.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+    db.unregister("incoming")
+
+
+# Counted here once more, from the files alone: the first event of an id in an hour stands, what metering set aside as
+# a conflict is left out, and an event belongs to the period by its own time.
+_EVENTS = """
+CREATE TABLE events AS
+WITH kept AS (
+  SELECT e.tenant_id, e.service, e.event_time, e.quantity
+  FROM read_parquet($files) e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
+  WHERE e.event_time >= coalesce(t.starts, m.starts) AND e.event_time < coalesce(t.ends, m.ends)
+    AND e.event_time >= m.begin AND (m.tenant_id IS NULL OR m.tenant_id = e.tenant_id)
+    AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
+                    AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
+                    AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
+  QUALIFY row_number() OVER (PARTITION BY e.tenant_id, e.source, e.event_id, date_trunc('hour', e.event_time)
+                             ORDER BY e.landing_id, e.line) = 1)
+SELECT date_trunc('hour', event_time) AS hour, tenant_id, service, count(*) AS events,
+       CAST(sum(quantity) AS DECIMAL(38, 12)) AS quantity
+FROM kept GROUP BY ALL
+"""
+_NO_EVENTS = (
+    f"CREATE TABLE events (hour TIMESTAMPTZ, tenant_id VARCHAR, service VARCHAR, events BIGINT, quantity {NUMBER})"
+)
+
+
+def put_events(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
+    """Table ``events``: deduplicated usage events of the period by hour, tenant and service, from the lake's files."""
+    if files:
+        db.execute(_EVENTS, {"files": [str(file) for file in files]})
+    else:
+        db.execute(_NO_EVENTS)

@@ -1,0 +1,198 @@
+"""Reconciles a billing period: reads the books, has them compared, writes what was found. Start reading here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog, Period
+from clawbill_pipeline.catalog.periods import period_of_month
+from clawbill_pipeline.duck import duck
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock
+from clawbill_pipeline.ledger.waterfall import (
+    NO_FAULT,
+    NO_SERVICE,
+    Billed,
+    Scope,
+    Step,
+    billed_services,
+    scope_of,
+    unit_scale,
+    waterfall,
+)
+from clawbill_pipeline.reconciliation.books import read_books
+from clawbill_pipeline.reconciliation.hourly import Difference, Total, compare_hours, read_sent_hours, read_totals
+from clawbill_pipeline.reconciliation.record import Changes, merged, write_breaks, write_standing
+from clawbill_pipeline.reconciliation.totals import Account, Break, compare_account, priced
+from clawbill_pipeline.results import Check
+
+ZERO = Decimal(0)
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What reconciliation came to. ``breaks`` are open faults, ``waiting`` what settles by itself, ``explained`` the
+    differences that are as they should be (a discount, credit)."""
+
+    period: str
+    reconciliation_id: int
+    appended: bool
+    waterfall: tuple[Step, ...]
+    breaks: tuple[Break, ...]
+    waiting: tuple[Break, ...]
+    explained: tuple[Break, ...]
+    changes: Changes
+    checks: tuple[Check, ...]
+
+
+def reconcile(ledger: Ledger, catalog: Catalog, lake: Lake, *, period: str, now: datetime, run_id: str) -> Reconciled:
+    """Compares the billing periods that start in ``period`` (``YYYY-MM``) at every step, and records the breaks.
+
+    The same data at the same ``now`` changes no row. Two workers on the same period wait for one another. Raises
+    LedgerError where the database is away.
+    """
+    with ledger.transaction() as connection:
+        lock(connection, "reconciliation", period)
+        found = merged(_compare(connection, catalog, lake, period, now))
+        changes = write_breaks(connection, period, found, now)
+        steps = waterfall(connection, catalog, period)
+        reconciliation_id, appended = write_standing(connection, period, steps, found, now, run_id)
+    faults = tuple(b for b in found if b.cause not in NO_FAULT)
+    waiting = tuple(b for b in found if b.cause == "pending")
+    explained = tuple(b for b in found if b.cause in NO_FAULT and b.cause != "pending")
+    return Reconciled(
+        period, reconciliation_id, appended, tuple(steps), faults, waiting, explained, changes, _checks(steps, faults)
+    )
+
+
+def _checks(steps: list[Step], faults: tuple[Break, ...]) -> tuple[Check, ...]:
+    unexplained = [b for b in faults if b.cause == "unexplained"]
+    causes = sorted({b.cause for b in faults})
+    return (
+        Check(
+            "no_unexplained_break",
+            not unexplained,
+            "Every difference between two steps has a cause that a rule found.",
+            {"unexplained": len(unexplained), "amount": sum((abs(b.amount) for b in unexplained), ZERO)},
+        ),
+        Check(
+            "no_open_break",
+            not faults,
+            "Nothing differs between raw usage, metered, rated, sent, held, invoiced and paid.",
+            {"breaks": len(faults), "causes": ", ".join(causes)},
+        ),
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(connection: Connection, catalog: Catalog, lake: Lake, period: str, now: datetime) -> Iterator[Break]:
+    scope = scope_of(catalog, period)
+    billed = billed_services(connection, scope)
+    invoiced: dict[_Key, dict[str, Billed]] = {}
+    for (tenant_id, service, currency), lines in billed.items():
+        invoiced.setdefault((tenant_id, service), {})[currency] = lines
+    finals = _finals(invoiced)
+    held = _read_held(connection, scope)
+    yield from _read_quarantined(connection, scope)
+    with duck() as db:
+        read_books(db, connection, catalog, lake, scope, finals)
+        differences: dict[_Key, list[Difference]] = {}
+        for difference in compare_hours(db, catalog.calendar, now):
+            differences.setdefault((difference.tenant_id, difference.service), []).append(difference)
+        totals = read_totals(db)
+        accounts = {
+            key: _account(catalog, period, key, totals.get(key), held.get(key), invoiced.get(key, {}))
+            for key in sorted({*totals, *held, *invoiced, *differences})
+        }
+        hours = read_sent_hours(db, [key for key, account in accounts.items() if _needs_hours(account)])
+    for key, account in accounts.items():
+        hourly = [priced(difference, account) for difference in differences.get(key, ())]
+        whole = account.with_hours(hours.get(key, ()))
+        yield from compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
+
+
+def _account(
+    catalog: Catalog,
+    period: str,
+    key: _Key,
+    total: Total | None,
+    held: Decimal | None,
+    invoiced: Mapping[str, Billed],
+) -> Account:
+    """``invoiced`` are the lines by currency."""
+    tenant_id, service = key
+    known = catalog.services.get(service)
+    currency = catalog.currency(tenant_id) if tenant_id in catalog.tenants else next(iter(sorted(invoiced)), None)
+    end = _period(catalog, tenant_id, period).end
+    return Account(
+        tenant_id=tenant_id,
+        service=service,
+        currency=currency,
+        by_amount=known is None or known.bill_by == "amount",
+        scale=unit_scale(catalog, service),
+        total=total or Total(tenant_id, service, ZERO, ZERO, ZERO, ZERO, ZERO, None, ZERO, None),
+        held=held,
+        billed=invoiced.get(currency) if currency else None,
+        foreign=tuple(lines for other, lines in sorted(invoiced.items()) if other != currency),
+        closed_at=end + catalog.calendar.stripe_grace + catalog.calendar.settle_lag,
+    )
+
+
+def _period(catalog: Catalog, tenant_id: str, key: str) -> Period:
+    tenant = catalog.tenants.get(tenant_id)
+    return tenant.period(key) if tenant else period_of_month(key, 1, ZoneInfo("UTC"))
+
+
+def _needs_hours(account: Account) -> bool:
+    sent = account.total.sent or ZERO
+    differs = account.held is not None and account.held != sent
+    return differs or (account.billed is not None and sent != account.total.sent_by_final)
+
+
+def _finals(invoiced: Mapping[_Key, Mapping[str, Billed]]) -> dict[_Key, datetime]:
+    """When the invoice of a tenant's service became final; absent while any of its lines is on a draft."""
+    finals: dict[_Key, datetime] = {}
+    for key, by_currency in invoiced.items():
+        instants = [line.finalized_at for billed in by_currency.values() for line in billed.lines]
+        known = [instant for instant in instants if instant is not None]
+        if len(known) == len(instants):
+            finals[key] = max(known)
+    return finals
+
+
+def _read_held(connection: Connection, scope: Scope) -> dict[_Key, Decimal]:
+    query = (
+        f"WITH {scope.PERIODS} SELECT DISTINCT ON (tenant_id, service) tenant_id, service, units"
+        f" {scope.rows('usage_summaries', 'period_start', hourly=False)} AND hour IS NULL"
+        " ORDER BY tenant_id, service, id DESC"
+    )
+    return {(row.tenant_id, row.service): row.units for row in connection.execute(text(query), scope.parameters)}
+
+
+# A line in quarantine has no time that can be trusted: it belongs where the newest hour of its landing is, or where it
+# was set aside.
+_QUARANTINED = """
+, q AS (
+  SELECT q.tenant_id, q.reason, q.field, q.uri, q.place,
+    coalesce((SELECT max(hour) FROM landed_hours h WHERE h.landing_id = q.landing_id), q.quarantined_at) AS at
+  FROM quarantine q WHERE q.tenant_id IS NOT NULL)
+SELECT tenant_id, count(*) AS lines, min(uri || ' ' || place) AS first,
+  string_agg(DISTINCT reason || ' (' || field || ')', ', ') AS reasons
+"""
+
+
+def _read_quarantined(connection: Connection, scope: Scope) -> Iterator[Break]:
+    query = f"WITH {scope.PERIODS} {_QUARANTINED} {scope.rows('q', 'at', hourly=False)} GROUP BY tenant_id"
+    for row in connection.execute(text(query), scope.parameters):
+        detail = f"{row.lines} line{'s' * (row.lines != 1)}: {row.reasons}; the first is {row.first}"
+        yield Break(row.tenant_id, NO_SERVICE, None, "source_landed", "quarantined", None, ZERO, ZERO, detail)

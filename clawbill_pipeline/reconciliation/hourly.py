@@ -1,0 +1,236 @@
+"""Compares the books hour by hour, in DuckDB: raw events, metered, rated, sent. Finds causes; no ledger, no clock.
+
+What only shows over a whole period (Stripe's totals, invoices) is compared in ``totals``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import duckdb
+import pyarrow as pa
+
+from clawbill_pipeline.catalog import Calendar
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference between two steps in one hour: the later step less the earlier, so what is missing is negative.
+
+    Before rating ``quantity`` counts, in the service's unit; after it ``units``, in whole units at Stripe.
+    ``rated_quantity`` and ``rated_units`` are what is rated for the whole hour.
+    """
+
+    tenant_id: str
+    service: str
+    hour: datetime
+    step: str
+    cause: str
+    quantity: Decimal
+    units: Decimal
+    rated_quantity: Decimal
+    rated_units: Decimal
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What one tenant and service come to over the period, as far as the ledger's own books go.
+
+    ``units`` are planned, ``sent`` acknowledged, ``sent_by_final`` acknowledged before the invoice became final,
+    all in whole units at Stripe. ``settled_at`` is the newest acknowledgement.
+    """
+
+    tenant_id: str
+    service: str
+    rated_quantity: Decimal
+    rated_amount: Decimal
+    rated_units: Decimal
+    exact_units: Decimal
+    units: Decimal
+    sent: Decimal | None
+    sent_by_final: Decimal
+    settled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SentHour:
+    """One hour of a tenant's service as acknowledged, and as Stripe holds it; see ``Total`` for the units.
+
+    ``values`` are the values that were acknowledged one by one, ``open_units`` what a call of unknown outcome would
+    add.
+    """
+
+    hour: datetime
+    sent: Decimal
+    sent_by_final: Decimal
+    held: Decimal
+    open_units: Decimal
+    settled_at: datetime | None
+    values: frozenset[Decimal]
+    rated_quantity: Decimal
+    rated_units: Decimal
+
+
+#: How long rated usage may wait to be planned before the wait itself is a fault: one run of the hourly schedule.
+PLANNING = timedelta(hours=1)
+
+# Step by step, each side brought to one row a tenant, service and hour. Sums are exact decimals.
+_KEYED = """
+CREATE TEMP TABLE metered_rated AS
+SELECT coalesce(m.tenant_id, r.tenant_id) AS tenant_id, coalesce(m.service, r.service) AS service,
+  coalesce(m.hour, r.hour) AS hour, coalesce(m.quantity, 0) AS metered, m.events,
+  coalesce(r.quantity, 0) AS rated, coalesce(r.amount, 0) AS amount, r.rated_at,
+  CASE WHEN metered = rated THEN NULL
+       WHEN f.kind = 'unmapped' THEN 'unmapped_tenant'
+       WHEN f.kind = 'refused' THEN 'rating_refused'
+       WHEN m.tenant_id IS NULL THEN 'unexplained'
+       WHEN r.tenant_id IS NULL AND t.tenant_id IS NULL THEN 'unmapped_tenant'
+       ELSE 'not_rated' END AS cause,
+  coalesce(f.error, CASE WHEN m.tenant_id IS NULL THEN 'rated, but never metered'
+                         WHEN r.tenant_id IS NULL THEN 'no amount yet' ELSE 'rated at an older quantity' END) AS detail
+FROM metered m
+FULL JOIN rated r ON r.hour = m.hour AND r.tenant_id = m.tenant_id AND r.service = m.service
+  AND r.dimensions = m.dimensions AND r.window_start = m.window_start
+LEFT JOIN failures f ON f.hour = m.hour AND f.tenant_id = m.tenant_id AND f.service = m.service
+  AND f.dimensions = m.dimensions AND f.window_start = m.window_start AND f.metered_revision = m.revision
+LEFT JOIN tenants t ON t.tenant_id = m.tenant_id
+"""
+_HOURLY = """
+CREATE TEMP TABLE by_hour AS
+WITH a AS (
+  SELECT tenant_id, service, hour, sum(metered) AS metered, coalesce(sum(events), 0) AS events, sum(rated) AS rated,
+    sum(amount) AS amount, max(rated_at) AS rated_at
+  FROM metered_rated GROUP BY ALL),
+o AS (
+  SELECT tenant_id, service, hour, sum(units) AS units, sum(exact_units) AS exact_units, sum(delivered) AS sent
+  FROM records GROUP BY ALL)
+SELECT coalesce(e.tenant_id, a.tenant_id, o.tenant_id) AS tenant_id,
+  coalesce(e.service, a.service, o.service) AS service,
+  coalesce(e.hour, a.hour, o.hour) AS hour,
+  coalesce(e.quantity, 0) AS raw, coalesce(e.events, 0) AS raw_events,
+  coalesce(a.metered, 0) AS metered, coalesce(a.events, 0) AS events, coalesce(a.rated, 0) AS rated,
+  coalesce(a.amount, 0) AS amount, a.rated_at, o.units IS NOT NULL AS planned, o.units,
+  coalesce(o.exact_units, 0) AS exact_units, o.sent
+FROM events e
+FULL JOIN a ON a.tenant_id = e.tenant_id AND a.service = e.service AND a.hour = e.hour
+FULL JOIN o ON o.tenant_id = coalesce(e.tenant_id, a.tenant_id) AND o.service = coalesce(e.service, a.service)
+  AND o.hour = coalesce(e.hour, a.hour)
+"""
+_RATED_UNITS = """
+CREATE TEMP TABLE hourly AS
+SELECT h.*, CASE WHEN coalesce(s.by_amount, true) THEN h.amount * 1000000
+                 ELSE h.rated * CAST(s.scale AS DECIMAL(19, 0)) END AS rated_units
+FROM by_hour h LEFT JOIN services s USING (service)
+"""
+_DIFFERENCES = """
+WITH raw_metered AS (
+  SELECT h.tenant_id, h.service, h.hour, 'landed_metered' AS step,
+    CASE WHEN metered > raw AND events > raw_events AND raw > 0 THEN 'counted_twice'
+         WHEN metered > raw THEN 'not_landed'
+         WHEN (g.counted IS NULL OR g.landed > g.counted)
+           AND greatest(h.hour + INTERVAL 1 HOUR, g.landed_at) + $metering_lag > $now THEN 'pending'
+         ELSE 'not_metered' END AS cause,
+    metered - raw AS quantity, NULL AS units, rated AS rated_quantity, rated_units,
+    CASE WHEN metered > raw THEN 'metered ' || events || ' events; the lake holds ' || raw_events
+         WHEN g.counted IS NULL THEN 'the hour was never metered'
+         WHEN g.landed > g.counted THEN 'a file landed after the hour was metered'
+         ELSE 'the lake holds ' || raw_events || ' events; ' || events || ' were metered' END AS detail
+  FROM hourly h LEFT JOIN hours g USING (hour) WHERE raw <> metered),
+metered_rated AS (
+  SELECT m.tenant_id, m.service, m.hour, 'metered_rated' AS step, m.cause, sum(m.rated - m.metered) AS quantity,
+    NULL AS units, any_value(h.rated) AS rated_quantity, any_value(h.rated_units) AS rated_units,
+    min(m.detail) AS detail
+  FROM metered_rated m JOIN hourly h USING (tenant_id, service, hour) WHERE m.cause IS NOT NULL GROUP BY ALL),
+rated_planned AS (
+  SELECT h.tenant_id, h.service, h.hour, 'rated_sent' AS step,
+    CASE WHEN p.tenant_id IS NULL AND NOT h.planned THEN 'unmapped_tenant'
+         WHEN h.rated_at IS NULL THEN 'unexplained'
+         WHEN h.rated_at > f.finalized_at THEN 'late_after_finalisation'
+         WHEN h.rated_at + $planning > $now THEN 'pending'
+         ELSE 'not_sent' END AS cause,
+    NULL AS quantity, exact_units - rated_units AS units, rated AS rated_quantity, rated_units,
+    CASE WHEN p.tenant_id IS NULL AND NOT h.planned THEN 'no customer and subscription item at Stripe'
+         WHEN h.rated_at IS NULL THEN 'planned for Stripe, but never rated'
+         WHEN h.planned THEN 'the usage record is of an older amount' ELSE 'no usage record is planned' END AS detail
+  FROM hourly h LEFT JOIN mapped p USING (tenant_id, service) LEFT JOIN finals f USING (tenant_id, service)
+  WHERE exact_units <> rated_units),
+open_records AS (
+  SELECT *, CASE WHEN parked IS NOT NULL THEN 'parked' WHEN state = 'rejected' THEN 'rejected'
+                 WHEN state = 'delivered' THEN 'unexplained' ELSE 'pending' END AS cause,
+    CASE WHEN cause = 'pending' THEN 'the usage record is ' || state
+         ELSE coalesce(parked, error, 'without a reason on record') END AS detail
+  FROM records WHERE delivered <> units),
+planned_sent AS (
+  SELECT o.tenant_id, o.service, o.hour, 'rated_sent' AS step, o.cause, NULL AS quantity,
+    sum(o.delivered - o.units) AS units, any_value(h.rated) AS rated_quantity,
+    any_value(h.rated_units) AS rated_units, min(o.detail) AS detail
+  FROM open_records o JOIN hourly h USING (tenant_id, service, hour)
+  GROUP BY o.tenant_id, o.service, o.hour, o.cause HAVING sum(o.delivered - o.units) <> 0)
+SELECT tenant_id, service, hour, step, cause, CAST(coalesce(quantity, 0) AS DECIMAL(38, 12)),
+  CAST(coalesce(units, 0) AS DECIMAL(38, 12)), rated_quantity, rated_units, detail
+FROM (FROM raw_metered UNION ALL BY NAME FROM metered_rated UNION ALL BY NAME FROM rated_planned
+      UNION ALL BY NAME FROM planned_sent)
+ORDER BY ALL
+"""
+_TOTALS = """
+WITH sent AS (
+  SELECT tenant_id, service, sum(delivered) AS sent, sum(delivered_by_final) AS sent_by_final,
+    max(settled_at) AS settled_at
+  FROM records WHERE settled_at IS NOT NULL GROUP BY ALL)
+SELECT h.tenant_id, h.service, sum(h.rated), sum(h.amount), sum(h.rated_units), sum(h.exact_units),
+  CAST(coalesce(sum(h.units), 0) AS DECIMAL(38, 12)), any_value(s.sent),
+  coalesce(any_value(s.sent_by_final), 0), any_value(s.settled_at)
+FROM hourly h LEFT JOIN sent s USING (tenant_id, service) GROUP BY ALL ORDER BY ALL
+"""
+_SENT_HOURS = """
+WITH o AS (
+  SELECT tenant_id, service, hour, sum(delivered) AS sent, sum(delivered_by_final) AS sent_by_final,
+    coalesce(sum(units - delivered) FILTER (WHERE state IN ('sending', 'unknown')), 0) AS open_units,
+    max(settled_at) AS settled_at, string_agg("values", ' ') AS "values"
+  FROM records GROUP BY ALL)
+SELECT tenant_id, service, hour, CAST(coalesce(o.sent, 0) AS DECIMAL(38, 12)),
+  CAST(coalesce(o.sent_by_final, 0) AS DECIMAL(38, 12)), CAST(coalesce(g.units, 0) AS DECIMAL(38, 12)),
+  CAST(coalesce(o.open_units, 0) AS DECIMAL(38, 12)), o.settled_at, coalesce(o."values", ''),
+  coalesce(h.rated, 0), coalesce(h.rated_units, 0)
+FROM o FULL JOIN held_hours g USING (tenant_id, service, hour)
+LEFT JOIN hourly h USING (tenant_id, service, hour) JOIN chosen USING (tenant_id, service)
+ORDER BY tenant_id, service, hour
+"""
+
+
+def compare_hours(db: duckdb.DuckDBPyConnection, calendar: Calendar, now: datetime) -> Iterator[Difference]:
+    """Every difference between raw events, metered, rated and sent usage, with its cause. None cancels another.
+
+    Leaves table ``hourly`` behind, which ``read_totals`` and ``read_sent_hours`` go on from.
+    """
+    for statement in (_KEYED, _HOURLY, _RATED_UNITS):
+        db.execute(statement)
+    result = db.execute(_DIFFERENCES, {"now": now, "metering_lag": calendar.metering_lag, "planning": PLANNING})
+    while rows := result.fetchmany(10_000):
+        yield from (Difference(*row) for row in rows)
+
+
+def read_totals(db: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], Total]:
+    """What each tenant and service come to over the period."""
+    return {(row[0], row[1]): Total(*row) for row in db.execute(_TOTALS).fetchall()}
+
+
+def read_sent_hours(
+    db: duckdb.DuckDBPyConnection, chosen: list[tuple[str, str]]
+) -> dict[tuple[str, str], list[SentHour]]:
+    """The hours of the chosen tenants and services, acknowledged beside held."""
+    names = {"tenant_id": [tenant_id for tenant_id, _ in chosen], "service": [service for _, service in chosen]}
+    db.register("chosen", pa.table(names, schema=pa.schema([("tenant_id", pa.string()), ("service", pa.string())])))
+    hours: dict[tuple[str, str], list[SentHour]] = {}
+    for tenant_id, service, hour, sent, by_final, held, open_units, settled_at, values, *rated in db.execute(
+        _SENT_HOURS
+    ).fetchall():
+        acknowledged = frozenset(Decimal(value) for value in values.split())
+        hours.setdefault((tenant_id, service), []).append(
+            SentHour(hour, sent, by_final, held, open_units, settled_at, acknowledged, *rated)
+        )
+    return hours
