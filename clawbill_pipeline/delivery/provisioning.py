@@ -398,7 +398,7 @@ class _Work:
                 for service, price in wanted.items()
             ],
             "metadata": {"tenant_id": tenant_id},
-            "proration_behavior": "none",
+            # No proration to ask for: all items are metered, and billed when their period is over.
             **anchor(tenant, self.now),
         }
         detail = _periods(tenant, self.now)
@@ -436,15 +436,8 @@ class _Work:
                 if price is None or meter is None:  # dry run
                     self._note("item", name, "made", "", tenant_id)
                     continue
-                params: Document = {
-                    "subscription": subscription["id"],
-                    "price": price,
-                    "proration_behavior": "none",
-                    "metadata": {"tenant_id": tenant_id, "service": service},
-                }
-                create = self.client.subscription_items.create
                 try:
-                    item = self._make_document("item", name, create, params, tenant_id=tenant_id)
+                    item = self._add_item(subscription["id"], tenant_id, service, price, meter["id"])
                 except _Failed as error:
                     self._note("item", name, "failed", str(error), tenant_id)
                 if item is None:
@@ -475,6 +468,21 @@ class _Work:
                 }
             )
         return rows
+
+    def _add_item(
+        self, subscription_id: str, tenant_id: str, service: str, price: str, meter_id: str
+    ) -> Document | None:
+        added = {"items": [{"price": price, "metadata": {"tenant_id": tenant_id, "service": service}}]}
+
+        def add(params: Any, options: Any) -> Any:
+            self.client.subscriptions.update(subscription_id, params, options)
+            return next(
+                item
+                for item in self._list_items(subscription_id).auto_paging_iter()
+                if _meter_of(item.to_dict()) == meter_id
+            )
+
+        return self._make_document("item", f"{tenant_id}/{service}", add, added, "", tenant_id, under=subscription_id)
 
     def _list_items(self, subscription_id: str) -> Any:
         return self.client.subscription_items.list({"subscription": subscription_id, "limit": 100})
@@ -524,11 +532,12 @@ class _Work:
         params: Document,
         detail: str = "",
         tenant_id: str | None = None,
+        under: str = "",
     ) -> Document | None:
         """Creates the object under an idempotency key made of its parameters; None in a dry run."""
         made: Document | None = None
         if not self.dry_run:
-            key = f"clawbill-{kind}-{_digest(params)}"
+            key = f"clawbill-{kind}-{_digest({**params, 'under': under})}"
             try:
                 made = _persistently(lambda: create(params, {"idempotency_key": key})).to_dict()
             except stripe.StripeError as error:
