@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import stripe
 from sqlalchemy import Connection, Row, case, insert, not_, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import DataError, IntegrityError
 
 from clawbill_pipeline.catalog import Catalog
@@ -32,9 +33,9 @@ from clawbill_pipeline.invoicing.fetching import Stripe
 from clawbill_pipeline.invoicing.rows import (
     debts,
     known_invoice,
-    last_standing,
     map_late,
     move_standing,
+    newest_applied,
     write_invoice,
     write_lines,
 )
@@ -195,9 +196,8 @@ class _Work:
 
     def _tied_standing(self, row: Event, change: Subscription) -> bool:
         with self._ledger.transaction() as connection:
-            tenant_id = self._tenant(connection, change.customer_id)
-            last = last_standing(connection, tenant_id) if tenant_id else None
-        return last is not None and last.since == row.created
+            last = newest_applied(connection, change.subscription_id)
+        return last is not None and last.created == row.created
 
     def _record(self, row: Event, change: Change | None) -> None:
         with self._ledger.transaction() as connection:
@@ -249,12 +249,10 @@ class _Work:
             return "unhandled", f"{tenant_id} is billed by {followed}, not by {change.subscription_id}"
         in_debt = bool(debts(connection, tenant_id, row.created))
         signals = of_subscription(change.status, in_debt=in_debt)
-        last = last_standing(connection, tenant_id)
-        if last is not None and signals != ("cancel",):
-            # Cancelled is for good: it counts whenever it comes, and nothing of the same second undoes it.
-            ended = last.standing == "cancelled" and row.created == last.since
-            if row.created < last.since or ended:
-                return "older", f"{tenant_id} is {last.standing} since {last.since:%Y-%m-%dT%H:%M:%SZ}"
+        last = newest_applied(connection, change.subscription_id)
+        # Cancelled is for good: it counts whenever it comes, and nothing undoes it.
+        if last is not None and signals != ("cancel",) and (row.created < last.created or last.ended):
+            return "older", f"a newer {last.type} of {last.created:%Y-%m-%dT%H:%M:%SZ} was applied"
         moved = self._move(connection, tenant_id, signals, row.created, row.event_id)
         return "applied", f"{change.subscription_id} is {change.status}{moved}"
 
@@ -305,7 +303,7 @@ def _subscriptions_without_standing(connection: Connection) -> Sequence[Event]:
     ended = case((events.type.like("%.deleted"), 1), else_=0)
     query = (
         select(customers.tenant_id, customers.customer_id, events.created, events.type, events.body)
-        .distinct(customers.tenant_id)
+        .ext(distinct_on(customers.tenant_id))
         .join(stripe_events, events.object_id == customers.subscription_id)
         .where(new, events.type.like("customer.subscription.%"))
         .order_by(customers.tenant_id, events.created.desc(), ended.desc(), events.id.desc())

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from sqlalchemy import Connection
+
 from clawbill_pipeline.ledger.database import lock_key
 from clawbill_pipeline.ledger.tables import SCHEMA
 
@@ -141,3 +143,8 @@ def insert_values(rows: Sequence[Landed]) -> dict[str, list[Any]]:
         "via": [row.via for row in rows],
         "received_at": [row.received_at for row in rows],
     }
+
+
+def land(connection: Connection, rows: Sequence[Landed]) -> int:
+    """Lands ``rows`` in the caller's transaction; returns how many were new."""
+    return connection.exec_driver_sql(INSERT, insert_values(rows)).rowcount

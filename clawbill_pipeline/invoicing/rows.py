@@ -11,7 +11,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from clawbill_pipeline.invoicing.events import Invoice, Line
 from clawbill_pipeline.invoicing.states import Signal, Standing, owed, step
-from clawbill_pipeline.ledger.tables import invoice_lines, invoices, stripe_customers, stripe_items, tenant_standing
+from clawbill_pipeline.ledger.tables import (
+    invoice_lines,
+    invoices,
+    stripe_customers,
+    stripe_events,
+    stripe_events_handled,
+    stripe_items,
+    tenant_standing,
+)
 
 
 def known_invoice(connection: Connection, invoice_id: str) -> Row[*tuple[Any, ...]] | None:
@@ -85,6 +93,19 @@ def debts(connection: Connection, tenant_id: str, at: datetime, *, but: str = ""
     )
     found = (owed(row.status, row.object, at) for row in connection.execute(query))
     return [debt for debt in found if debt]
+
+
+def newest_applied(connection: Connection, subscription_id: str) -> Row[*tuple[Any, ...]] | None:
+    """``created`` and ``type`` of the newest event of the subscription that was applied; ``ended``: it was deleted."""
+    ended = stripe_events.c.type.like("%.deleted")
+    query = (
+        select(stripe_events.c.created, stripe_events.c.type, ended.label("ended"))
+        .join(stripe_events_handled, stripe_events_handled.c.inbox_id == stripe_events.c.id)
+        .where(stripe_events.c.object_id == subscription_id, stripe_events_handled.c.outcome == "applied")
+        .where(stripe_events.c.type.like("%customer.subscription.%"))
+        .order_by(ended.desc(), stripe_events.c.created.desc())
+    )
+    return connection.execute(query.limit(1)).one_or_none()
 
 
 def last_standing(connection: Connection, tenant_id: str) -> Row[*tuple[Any, ...]] | None:

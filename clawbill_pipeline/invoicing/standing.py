@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
@@ -90,7 +91,7 @@ def _status(standing: str) -> str:
 def _newest_unreported(ledger: Ledger) -> Sequence[Row[*tuple[Any, ...]]]:
     unreported = (
         select(tenant_standing)
-        .distinct(tenant_standing.c.tenant_id)
+        .ext(distinct_on(tenant_standing.c.tenant_id))
         .where(tenant_standing.c.reported_at.is_(None))
         .order_by(tenant_standing.c.tenant_id, tenant_standing.c.id.desc())
     )
