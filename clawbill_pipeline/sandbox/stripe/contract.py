@@ -26,7 +26,7 @@ from clawbill_pipeline.sandbox.stripe.errors import ApiError, unsupported
 _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
 _MARKERS: tuple[Any, ...] = (NotRequired, Required)
 _typed_dict: Any = TypedDict
-_INTEGER = re.compile(r"-?\d{1,18}")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 class Contract:

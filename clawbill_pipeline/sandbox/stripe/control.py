@@ -100,7 +100,8 @@ class Control:
         return {"id": endpoint["id"], "url": endpoint["url"], "secret": endpoint["_secret"]}
 
     async def flush(self, request: Request) -> dict[str, Any]:
-        return dict(await self._delivery.flush())
+        account = _account(request)
+        return dict(await self._delivery.flush(None if account == _EVERY_ACCOUNT else account))
 
     async def settings(self, request: Request) -> dict[str, Any]:
         wanted = await _body(request, SettingsRequest)

@@ -117,8 +117,8 @@ def _opened(call: Call, place: Any, steps: list[str]) -> bool:
     kind = LINKS.get(name)
     if isinstance(value, str) and kind:
         value = place[name] = shown(call, kind, call.find(kind, value))
-    elif not rest and not (isinstance(value, dict) or value is None):
-        return False
+    elif not rest and not isinstance(value, dict):
+        return value is None and kind is not None
     return not rest or _opened(call, value, rest)
 
 

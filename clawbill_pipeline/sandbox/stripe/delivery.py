@@ -53,19 +53,23 @@ class Delivery:
             for task in self._under_way.values():
                 task.cancel()
 
-    async def flush(self) -> dict[str, int]:
-        """Attempts each waiting delivery once, whatever its backoff; returns how many are in which state since ever."""
+    async def flush(self, account: str | None = None) -> dict[str, int]:
+        """Attempts each waiting delivery once, whatever its backoff; returns how many are in which state since ever.
+
+        Of ``account``, or of all accounts.
+        """
+        mine, values = (" AND account = ?", (account,)) if account else ("", ())
         self._store.begin()
-        sql = "UPDATE deliveries SET next_at = 0 WHERE state = 'pending' RETURNING seq"
-        waiting = {row["seq"] for row in self._store.db.execute(sql).fetchall()}
+        sql = f"UPDATE deliveries SET next_at = 0 WHERE state = 'pending'{mine} RETURNING seq"  # noqa: S608 (own text)
+        waiting = {row["seq"] for row in self._store.db.execute(sql, values).fetchall()}
         await self._store.durable()
         self._flushes.append(waiting)
         self._woken.set()
         async with self._attempted:
             await self._attempted.wait_for(lambda: not waiting)
         self._flushes.remove(waiting)
-        rows = self._store.db.execute("SELECT state, count(*) AS n FROM deliveries GROUP BY state")
-        counts = {row["state"]: row["n"] for row in rows}
+        sql = f"SELECT state, count(*) AS n FROM deliveries WHERE true{mine} GROUP BY state"  # noqa: S608 (own text)
+        counts = {row["state"]: row["n"] for row in self._store.db.execute(sql, values)}
         return {state: counts.get(state, 0) for state in ("delivered", "failed", "pending")}
 
     def _pause(self) -> float | None:

@@ -18,7 +18,7 @@ PAST_SECONDS = 35 * 86_400
 FUTURE_SECONDS = 300
 #: Identifiers are unique over a rolling day.
 UNIQUE_SECONDS = 86_400
-_WHOLE = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 def create(call: Call, params: Document) -> Document:

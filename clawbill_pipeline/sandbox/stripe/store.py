@@ -67,7 +67,7 @@ class Store:
         self._after: list[Callable[[], None]] = []
         #: Called when a delivery was queued; the delivery worker puts its own here.
         self.wake_delivery: Callable[[], None] = lambda: None
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=2, cached_statements=256)
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=0.2, cached_statements=256)
         db.row_factory = sqlite3.Row
         try:
             # One process a folder: the lock is held for good, and the system frees it when the process dies.

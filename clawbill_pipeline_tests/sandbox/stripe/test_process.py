@@ -1,0 +1,136 @@
+"""The process: what a kill leaves, one process a folder, the clock set and following the wall, the same ids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import stripe
+
+from clawbill_pipeline_tests.sandbox.stripe.server import HOUR, START, Account, Sandbox, receiving
+
+
+def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path / "state")
+    account = sandbox.account()
+    meter, customer = account.meter().id, account.customer()
+    answered: list[list[str]] = [[] for _ in range(4)]
+
+    def send(lane: int) -> None:
+        client = account.client
+        for index in range(10_000):
+            identifier = f"{lane}-{index}"
+            payload = {"stripe_customer_id": customer, "value": "1"}
+            params = {"event_name": "tokens", "identifier": identifier, "payload": payload}
+            try:
+                client.v1.billing.meter_events.create(params)
+            except stripe.RateLimitError:
+                continue
+            except stripe.APIConnectionError:
+                return
+            answered[lane].append(identifier)
+
+    senders = [threading.Thread(target=send, args=(lane,)) for lane in range(4)]
+    for sender in senders:
+        sender.start()
+    while sum(map(len, answered)) < 100:
+        time.sleep(0.01)
+    sandbox.kill()
+    for sender in senders:
+        sender.join()
+    sandbox.start()
+    sent = sum(map(len, answered))
+    (held,) = account.held(meter, customer, START, START + 60)
+    assert held[1] >= sent
+    assert held[1] <= sent + len(senders)  # at most the one under way of each sender
+    for identifier in (lane[-1] for lane in answered if lane):
+        with pytest.raises(stripe.InvalidRequestError, match="already exists"):
+            account.use(customer, 1, identifier=identifier)
+    sandbox.stop()
+
+
+def test_deliveries_that_waited_go_out_after_a_kill(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path / "state")
+    with receiving("whsec_x") as receiver:
+        receiver.answer = lambda: 500
+        # Without a key: the events of all accounts.
+        sandbox.control.post("/_sandbox/webhooks", json={"url": receiver.url, "secret": "whsec_x"})
+        account = sandbox.account()
+        account.customer()
+        account.flush()
+        sandbox.kill()
+        receiver.answer = lambda: 200
+        sandbox.start()
+        assert account.flush() == {"delivered": 1, "failed": 0, "pending": 0}
+        assert receiver.types == ["customer.created"]
+    sandbox.stop()
+
+
+def test_the_set_clock_and_what_is_due_survive(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path / "state")
+    account = sandbox.account()
+    price = account.price(account.meter().id)
+    account.v1.subscriptions.create({"customer": account.customer(), "items": [{"price": price.id}]})
+    sandbox.move_to(START + HOUR)
+    sandbox.kill()
+    sandbox.start()  # its --now is behind its clock: time never goes back
+    assert sandbox.now() == START + HOUR
+    assert sandbox.control.post("/_sandbox/clock", json={"now": START}).status_code == 400
+    assert sandbox.move_to(START + 32 * 24 * HOUR) == 2
+    assert [invoice.status for invoice in account.v1.invoices.list().data] == ["paid"]
+    sandbox.stop()
+
+
+def test_without_a_set_clock_things_happen_with_the_wall(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path / "state", now=None)
+    account = sandbox.account()
+    account.set(invoice_grace_seconds=0)
+    now = sandbox.now()
+    assert abs(now - time.time()) < 60
+    price = account.price(account.meter().id)
+    params = {"customer": account.customer(), "items": [{"price": price.id}], "billing_cycle_anchor": now + 1}
+    account.v1.subscriptions.create(params)
+    deadline = time.monotonic() + 30
+    while not (found := account.v1.invoices.list({"status": "paid"}).data) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(found) == 1
+    sandbox.stop()
+
+
+def test_a_folder_has_one_process(fresh: Sandbox) -> None:
+    command = [sys.executable, "-m", "clawbill_pipeline.sandbox.stripe", "--port", "0", "--state", str(fresh.state)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0
+    assert "Another sandbox holds it" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_port_that_is_taken_is_said(fresh: Sandbox, tmp_path: Path) -> None:
+    port = fresh.url.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "clawbill_pipeline.sandbox.stripe", "--port", port, "--state", str(tmp_path / "b")]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0
+    assert f"127.0.0.1:{port}" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_the_same_calls_make_the_same_ids(tmp_path: Path) -> None:
+    seen = []
+    for run in "ab":
+        sandbox = Sandbox(tmp_path / run)
+        account = Account(sandbox, "sk_test_same")
+        price = account.price(account.meter().id)
+        customer = account.customer()
+        account.v1.subscriptions.create({"customer": customer, "items": [{"price": price.id}]})
+        account.use(customer, 7, START)
+        sandbox.move_to(START + 32 * 24 * HOUR)
+        events = [event.to_dict() for event in account.v1.events.list({"limit": 100}).data]
+        for event in events:
+            event.pop("request")
+        seen.append(events)
+        sandbox.stop()
+    assert seen[0] == seen[1]
