@@ -62,7 +62,7 @@ class Position:
 
 
 class TextBlock(NamedTuple):
-    """Whole lines of a text, or pieces of one that is too long. ``start`` is where they begin."""
+    """Whole lines of a text, a document, or pieces of a line that is too long. ``start`` is where they begin."""
 
     data: bytes
     start: Position
@@ -74,7 +74,7 @@ class TextBlock(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        return self.kind != "piece"
+        return self.kind not in ("long line", "piece")
 
     def lines(self) -> Iterator[Line]:
         number, offset = self.start.line + 1, self.start.byte
@@ -88,7 +88,7 @@ class TextBlock(NamedTuple):
                     yield Line(number, offset, raw)
                 number += 1
                 offset += len(raw) + 1
-        elif self.kind == "last piece":
+        elif self.kind == "long line":
             yield _too_long(number, offset, self.data)
 
 
@@ -225,15 +225,15 @@ class Text:
 
 def _long_line(stream: Any, rest: bytes, at: Position) -> Generator[TextBlock, None, tuple[Position, bytes]]:
     """Passes over a line that is too long, in pieces; returns where it ends and what was read behind it."""
-    while b"\n" not in rest:
-        piece = _read(stream, PIECE)
-        if not piece:
-            break
-        yield TextBlock(rest, at, "piece")
-        at = at.after(rest)
-        rest = piece
+    kind = "long line"
+    while b"\n" not in rest and (piece := _read(stream, PIECE)):
+        yield TextBlock(rest, at, kind)
+        at, rest, kind = at.after(rest), piece, "piece"
     cut = rest.find(b"\n") + 1 or len(rest)
-    yield TextBlock(rest[:cut], at, "last piece")
+    yield TextBlock(rest[:cut], at, "last piece" if kind == "piece" else kind)
+    at, rest = at.after(rest[:cut]), rest[cut:]
+    if cut := rest.rfind(b"\n") + 1:
+        yield TextBlock(rest[:cut], at)
     return at.after(rest[:cut]), rest[cut:]
 
 
