@@ -128,7 +128,7 @@ def _what_was_met(played: Any) -> str:
 @state_option
 @click.option("--web-port", type=int, default=8400, show_default=True, help="Port of the web app (webhook, health).")
 @click.option("--dagster-port", type=int, default=3000, show_default=True, help="Port of Dagster's UI.")
-@click.option("--catalog", type=click.Path(dir_okay=False, path_type=Path), help="Catalogue; default in the state folder.")
+@click.option("--catalog", type=click.Path(dir_okay=False, path_type=Path), help="Default: in the state folder.")
 def up(state: Path | None, web_port: int, dagster_port: int, catalog: Path | None) -> None:
     """Bring up everything for a working day, and stop it cleanly on Ctrl-C."""
     from clawbill_pipeline.up import run_up
@@ -147,7 +147,7 @@ def up(state: Path | None, web_port: int, dagster_port: int, catalog: Path | Non
 def waterfall(state: Path | None, period: str | None, tenant: str | None, as_json: bool) -> None:
     """Per tenant and service: metered, rated, sent, held by Stripe, invoiced, paid, and open breaks."""
     from clawbill_pipeline.catalog import load
-    from clawbill_pipeline.ledger.waterfall import periods_with_usage
+    from clawbill_pipeline.ledger.periods import periods_with_usage
     from clawbill_pipeline.ledger.waterfall import waterfall as steps_of
 
     with opened(state) as (settings, ledger):
@@ -204,7 +204,7 @@ def provision(state: Path | None, dry_run: bool) -> None:
     """Make Stripe match the catalogue: product, meters, prices, customers, subscriptions. Never deletes."""
     from clawbill_pipeline.catalog import load
     from clawbill_pipeline.clock import clock_of
-    from clawbill_pipeline.delivery import provision as make
+    from clawbill_pipeline.delivery.provisioning import provision as make
     from clawbill_pipeline.stripe_api import StripeApi
 
     with opened(state) as (settings, ledger):
@@ -212,8 +212,8 @@ def provision(state: Path | None, dry_run: bool) -> None:
         api = StripeApi(settings.need_stripe(live_allowed=catalog.live), settings.stripe_api_base)
         now = clock_of(settings.clock)()
         done = make(ledger, catalog, api, now=now, run_id="clawbill provision", dry_run=dry_run)
-        for line in (*done.made, *done.kept, *done.failed):
-            click.echo(line)
+        for action in done.actions:
+            click.echo(f"{action.outcome:6}  {action.kind} {action.name}  {action.detail}".rstrip())
         sys.exit(1 if done.failed else 0)
 
 
@@ -222,9 +222,9 @@ def provision(state: Path | None, dry_run: bool) -> None:
 @click.option("--write", is_flag=True, help="Into .env of this folder, which dg and dagster read, instead of printing.")
 def env(state: Path | None, write: bool) -> None:
     """Start the embedded database if need be, and print the environment that `dg dev` and `dagster dev` want."""
-    from clawbill_pipeline.ledger import migrate as run_migrations
     from clawbill_pipeline.ledger import embedded
-    from clawbill_pipeline.stack import dagster_url
+    from clawbill_pipeline.ledger import migrate as run_migrations
+    from clawbill_pipeline.stack import dagster_url, write_private
 
     settings = settings_for(state)
     if settings.database_url is None:
@@ -243,8 +243,7 @@ def env(state: Path | None, write: bool) -> None:
         path = Path(".env")
         if path.exists():
             raise click.ClickException(".env is there already; add the lines yourself (clawbill env prints them)")
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-            out.write(lines)
+        write_private(path, lines)
         click.echo("Wrote .env; the database keeps running until: clawbill postgres stop", err=True)
     else:
         click.echo(lines, nl=False)
@@ -389,7 +388,8 @@ def waterfall_table(steps: list[Step]) -> str:
     left = (0, 1, 3)
 
     def line(row: tuple[str, ...]) -> str:
-        cells = (cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        sized = enumerate(zip(row, widths, strict=True))
+        cells = (cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in sized)
         return "  ".join(cells).rstrip()
 
     return "\n".join((line(head), line(tuple("-" * width for width in widths)), *(line(row) for row in rows)))

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us: start, wait until ready, stop in order. What they run is the caller's affair."""
+"""Child processes that never outlive us: start, wait until ready, stop in order. What they run is up to the caller."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log: Pat
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - started from one thread
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     return Child(name, process, log)
 

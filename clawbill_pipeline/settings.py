@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-
 #: The catalogue that comes with the package, to start from.
 STARTER = Path(__file__).parent / "catalog" / "starter.yaml"
 

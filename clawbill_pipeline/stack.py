@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,8 @@ class Stack:
     def __init__(self, state: Path, env: dict[str, str] | None = None) -> None:
         self.state = state.resolve()
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.env = dict(os.environ if env is None else env) | {"CLAWBILL_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
+        self.env = dict(os.environ if env is None else env)
+        self.env |= {"CLAWBILL_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
         self.children: list[Child] = []
         self._closing = ExitStack()
 
@@ -132,16 +134,23 @@ class Stack:
         self.children.append(child)
         self._closing.callback(child.stop)
 
-    def _secret(self, name: str, make: object) -> str:
+    def _secret(self, name: str, make: Callable[[], str]) -> str:
         """A secret made once and kept in the state folder, readable by its owner alone."""
-        assert callable(make)  # noqa: S101
         path = self.state / "secrets.json"
         kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if name not in kept:
-            kept[name] = str(make())
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-                json.dump(kept, out)
+            kept[name] = make()
+            write_private(path, json.dumps(kept))
         return kept[name]
+
+
+def write_private(path: Path, content: str) -> None:
+    """Writes a new file that only its owner can read, in place of one that may be there."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_text(content, encoding="utf-8")
+    fresh.replace(path)
 
 
 def dagster_url(url: str) -> str:
@@ -155,10 +164,10 @@ def shipped(name: str) -> Path:
     return inside if inside.exists() else Path(__file__).parent.parent / name
 
 
-def sandbox_call(base: str, path: str, body: dict[str, object], timeout: float = 120) -> dict[str, object]:
-    """A call to the Stripe stand-in's control API; returns its answer."""
-    headers = {"Authorization": f"Bearer {SANDBOX_KEY}"}
-    response = httpx.post(base + path, json=body, headers=headers, timeout=timeout, trust_env=False)
+def sandbox_call(base: str, path: str, body: dict[str, object], token: str = SANDBOX_KEY) -> dict[str, object]:
+    """A call to a stand-in's control API; returns its answer."""
+    headers = {"Authorization": f"Bearer {token}"}
+    response = httpx.post(base + path, json=body, headers=headers, timeout=120, trust_env=False)
     response.raise_for_status()
     answer = response.json()
     assert isinstance(answer, dict)  # noqa: S101

@@ -41,7 +41,10 @@ def parse(text: str, name: str = "catalog.yaml") -> Catalog:
     try:
         return Catalog.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(name, lines, fault["loc"], fault["msg"]) for fault in error.errors(include_url=False)]
+        faults = [
+            _fault(name, lines, getattr(fault.get("ctx", {}).get("error"), "where", fault["loc"]), fault["msg"])
+            for fault in error.errors(include_url=False)
+        ]
         raise CatalogError("\n".join(faults)) from None
 
 

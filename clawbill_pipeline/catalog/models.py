@@ -29,6 +29,14 @@ class UnknownService(LookupError):
     """The tenant's rate card has no price for that service."""
 
 
+class Misfit(ValueError):
+    """Two parts of a catalogue contradict each other; ``where`` is the path of the one to mend."""
+
+    def __init__(self, where: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -146,10 +154,12 @@ class RateCardVersion(Closed):
 class RateCard(Closed):
     currency: Currency
     description: str = ""
-    versions: tuple[RateCardVersion, ...] = Field(min_length=1)
+    versions: tuple[RateCardVersion, ...]
 
     @model_validator(mode="after")
     def _ordered(self) -> RateCard:
+        if not self.versions:
+            raise ValueError("versions must have at least one version")
         starts = [version.effective_from for version in self.versions]
         if sorted(set(starts)) != starts:
             raise ValueError("versions must be in order of effective_from, each later than the one before")
@@ -236,36 +246,34 @@ class Catalog(Closed):
 
     @model_validator(mode="after")
     def _whole(self) -> Catalog:
-        _no_twins("sources", [source.name for source in self.sources])
-        _no_twins("services' meters", [self.meter(name) for name in self.services])
-        _no_twins("tenants' stripe_customer", [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])
+        _no_twins(("sources",), [source.name for source in self.sources])
+        _no_twins(("services",), [self.meter(name) for name in self.services])
+        _no_twins(("tenants",), [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])
         for card_name, card in self.rate_cards.items():
-            for version in card.versions:
-                where = f"rate_cards.{card_name} version {version.effective_from:%Y-%m-%d}"
+            for position, version in enumerate(card.versions):
+                where = ("rate_cards", card_name, "versions", position, "prices")
                 self._check_prices(where, version.prices)
                 missing = [service for service in self.services if service not in version.prices]
                 if missing:
-                    raise ValueError(f"{where}: no price for {', '.join(missing)}; every service needs one")
+                    raise Misfit(where, f"no price for {', '.join(missing)}; every service needs one")
         for tenant_id, tenant in self.tenants.items():
             if tenant.rate_card not in self.rate_cards:
-                known = ", ".join(self.rate_cards)
-                raise ValueError(
-                    f"tenants.{tenant_id}: rate_card {tenant.rate_card!r} does not exist; there is {known}"
+                raise Misfit(
+                    ("tenants", tenant_id, "rate_card"),
+                    f"{tenant.rate_card!r} does not exist; there is {', '.join(self.rate_cards)}",
                 )
-            self._check_prices(f"tenants.{tenant_id}.prices", tenant.prices)
+            self._check_prices(("tenants", tenant_id, "prices"), tenant.prices)
         return self
 
-    def _check_prices(self, where: str, prices: dict[str, Price]) -> None:
+    def _check_prices(self, where: tuple[str | int, ...], prices: dict[str, Price]) -> None:
         for name in prices:
             base, dimensions = split_openclaw_service(name)
             service = self.services.get(base)
             if service is None:
-                raise ValueError(
-                    f"{where}: {name!r} prices no service of the catalogue; there is {', '.join(self.services)}"
-                )
+                raise Misfit((*where, name), f"prices no service of the catalogue; there is {', '.join(self.services)}")
             if dimensions and len(dimensions.split("/")) != len(service.dimensions):
                 order = "/".join(service.dimensions) or "none"
-                raise ValueError(f"{where}: {name!r} does not name the service's dimensions ({order}) in their order")
+                raise Misfit((*where, name), f"does not name the service's dimensions ({order}) in their order")
 
     def meter(self, service: str) -> str:
         """The Stripe meter event name of ``service``."""
@@ -311,7 +319,7 @@ class Catalog(Closed):
         )
 
 
-def _no_twins(what: str, names: list[str]) -> None:
+def _no_twins(where: tuple[str, ...], names: list[str]) -> None:
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise ValueError(f"{what}: {', '.join(twins)} is used twice; names must differ")
+        raise Misfit(where, f"{', '.join(twins)} is used twice (as a name, meter or Stripe customer); each must differ")

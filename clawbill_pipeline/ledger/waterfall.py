@@ -280,7 +280,7 @@ class Billed:
             return len(self.lines) * Decimal(1).scaleb(-exponent(self.currency)) / 2 + 1 / MICRO / 2
 
     def rounding(self, expected: Decimal) -> Decimal:
-        """The part of ``amount - expected`` that is rounding; where more than rounding is at work, that of ``expected``."""
+        """The part of ``amount - expected`` that is rounding; where more is at work, the rounding of ``expected``."""
         with localcontext(EXACT):
             whole = self.amount - expected
             return whole if abs(whole) <= self.reach else invoice_amount(expected, self.currency) - expected

@@ -32,7 +32,8 @@ def catalogue_for(survey: Survey, first: datetime) -> str:
     effective = "2000-01-01T00:00:00Z"
     services: dict[str, Any] = {}
     prices: dict[str, Any] = {}
-    for name, found in survey.services.items():
+    for found in survey.services:
+        name = found.name
         services[name] = {"unit": _unit(name), "dimensions": list(found.dimensions)}
         if found.negative:
             services[name]["allow_negative"] = True
@@ -61,9 +62,7 @@ def starter(path: Path, *, start: datetime | None = None) -> str:
     if start is None:
         return text
     lines = text.splitlines(keepends=True)
-    return "".join(
-        f"start: {start:%Y-%m-%dT%H:%M:%SZ}\n" if line.startswith("start:") else line for line in lines
-    )
+    return "".join(f"start: {start:%Y-%m-%dT%H:%M:%SZ}\n" if line.startswith("start:") else line for line in lines)
 
 
 def _price(service: str) -> str:

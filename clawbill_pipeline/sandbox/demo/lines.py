@@ -1,4 +1,4 @@
-"""Drives the real Dagster definitions in this process, on the instance in DAGSTER_HOME: jobs, and sensors with cursor."""
+"""Drives the real Dagster definitions in this process, on DAGSTER_HOME's instance: jobs, and sensors with cursor."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ class Line:
     def __init__(self, definitions: dg.Definitions, instance: DagsterInstance) -> None:
         self._definitions = definitions
         self._instance = instance
+        # Keeps connections open, as the webserver does: many runs in one process would open thousands.
+        instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
         self.runs = 0
 
-    def hours(self, job: str, start: datetime, end: datetime) -> None:
+    def hours(self, job: str, start: datetime, end: datetime, *, config: Mapping[str, Any] | None = None) -> None:
         """Runs a job for the hours ``[start, end)``: one run, as a backfill with the single-run policy does."""
         first, last = (f"{hour:%Y-%m-%d-%H:%M}" for hour in (start, end - timedelta(hours=1)))
-        self.run(job, tags={ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last})
+        tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+        self.run(job, tags=tags, config=config)
 
     def run(
         self,
@@ -62,9 +65,10 @@ class Line:
         kept = f"clawbill/cursor/{sensor}"
         storage = self._instance.daemon_cursor_storage
         cursor = storage.get_cursor_values({kept}).get(kept)
-        repository = self._definitions.get_repository_def()
+        known = self._definitions.get_repository_def().get_top_level_resources()
+        resources = {name: known[name] for name in definition.required_resource_keys}
         with dg.build_sensor_context(
-            instance=self._instance, cursor=cursor, repository_def=repository, definitions=self._definitions
+            self._instance, cursor=cursor, definitions=self._definitions, resources=resources
         ) as context:
             asked = definition.evaluate_tick(context)
         done = 0

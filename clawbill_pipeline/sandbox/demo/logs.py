@@ -1,4 +1,4 @@
-"""Usage logs for the demonstration: 48 hours, always the same, with the faults that real logs have. Only writes files."""
+"""Usage logs for the demonstration: 48 hours, always the same, with the faults of real logs. Only writes files."""
 
 from __future__ import annotations
 

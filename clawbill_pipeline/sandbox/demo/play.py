@@ -140,7 +140,7 @@ class _Play:
             self.instance.dispose()
 
     def _bill(self, period: Period) -> None:
-        """Bills a period's hours as time passes: whole days in one run where nothing special happens, then by the hour."""
+        """Bills a period's hours as time passes: a whole day in one run, or hour by hour."""
         start = max(period.start, utc_hour(self.story.first))
         end = min(period.end, utc_hour(self.story.last) + HOUR)
         for first, after in self._chunks(start, end):
@@ -173,13 +173,13 @@ class _Play:
         self._move(periods[-1].end + HOUR, stripe=False)
         self.say(f"landing {self.story.source}")
         hour = utc_hour(self.story.last)
-        self.line.hours("landing", hour, hour + HOUR)
+        self.line.hours("landing", hour, hour + HOUR, config={"ops": {"usage_events": {"config": {"finished": True}}}})
         with self.ledger.transaction() as connection:
             found = connection.execute(text("SELECT DISTINCT hour FROM landed_hours ORDER BY hour"))
             self.story.busy_hours = [row.hour for row in found]
 
     def _close(self, period: Period) -> None:
-        """Lets the period end at Stripe: draft, grace, final invoice, payment, webhooks; then handles what they said."""
+        """Lets the period end at Stripe: draft, grace, final invoice, payment; then handles the webhooks."""
         grace = self.catalog.calendar.stripe_grace
         self.say(f"closing {period.key}: Stripe drafts, finalises and charges the invoices")
         sandbox_call(self.stripe, "/_sandbox/settings", {"invoice_grace_seconds": int(grace.total_seconds())})
@@ -210,7 +210,7 @@ class _Play:
         seconds = int(instant.timestamp())
         if stripe and seconds > self._sandbox_now():
             sandbox_call(self.stripe, "/_sandbox/clock", {"now": seconds})
-            sandbox_call(self.openclaw, "/_sandbox/clock", {"now": seconds})
+            sandbox_call(self.openclaw, "/_sandbox/clock", {"now": seconds}, self.stack.env["OPENCLAW_TOKEN"])
         elif stripe:
             set_file_clock(self.clock, datetime.fromtimestamp(self._sandbox_now(), UTC))
 
@@ -222,9 +222,8 @@ class _Play:
         digests: dict[str, str] = {}
         with self.ledger.transaction() as connection:
             for table in metadata.sorted_tables:
-                row = connection.execute(
-                    text(f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t")
-                ).one()
+                digest = "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)"
+                row = connection.execute(text(f"{digest} FROM {table} t")).one()
                 digests[f"ledger table {table.name}"] = f"{row[0]} rows, digest {row[1]}"
         root = self.stack.settings.reports_root
         for path in sorted(root.rglob("*")):
