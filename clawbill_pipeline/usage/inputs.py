@@ -62,6 +62,10 @@ class Format(Protocol):
         """The part of a record that quarantine may keep."""
         ...
 
+    def raw(self, line: Line) -> bytes:
+        """What quarantine may keep of a line that gives no record."""
+        ...
+
 
 class Input(Protocol):
     """Something that is read from where the last landing ended. ``uri`` is the same wherever the source's folder is."""

@@ -79,6 +79,9 @@ class JsonRecords:
     def shown(self, record: Any) -> Any:
         return record
 
+    def raw(self, line: Line) -> bytes:
+        return line.raw
+
 
 def _cloud_event(record: dict[str, Any]) -> Sequence[Claims]:
     if record.get("specversion") != "1.0":
@@ -116,3 +119,6 @@ class CloudEventRecords:
 
     def shown(self, record: Any) -> Any:
         return record
+
+    def raw(self, line: Line) -> bytes:
+        return line.raw

@@ -104,7 +104,7 @@ class _Batch:
                 raise line.fault
             records = format.records(line)
         except Fault as fault:
-            self._set_aside(line.place, fault, line.raw)
+            self._set_aside(line.place, fault, format.raw(line))
             return
         for number, record in enumerate(records, 1):
             try:
@@ -116,7 +116,7 @@ class _Batch:
             except Fault as fault:
                 alone = len(records) == 1
                 place = line.place if alone else f"{line.place}, record {number}"
-                self._set_aside(place, fault, _shown(format, record) if record is not fault else line.raw)
+                self._set_aside(place, fault, _shown(format, record) if record is not fault else format.raw(line))
                 continue
             if claims is None:
                 self.skipped += 1

@@ -86,7 +86,11 @@ class Transcript:
         self._services = services
 
     def records(self, line: Line) -> list[Any]:
-        return parse(line.raw)
+        try:
+            return parse(line.raw)
+        except Fault as fault:
+            fault.tenant_id = self._tenant
+            raise
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
         if not isinstance(record, dict):
@@ -133,6 +137,9 @@ class Transcript:
         if isinstance(record, dict) and isinstance(record.get("message"), dict):
             return {**record, "message": {k: v for k, v in record["message"].items() if k != "content"}}
         return record
+
+    def raw(self, line: Line) -> bytes:
+        return b"(%d bytes of a conversation, which is not kept)" % len(line.raw)
 
 
 def _is_mirrored(message: dict[str, Any]) -> bool:

@@ -217,7 +217,7 @@ class Text:
             "cut_off_line" if rested else "waiting",
             f"the last line ends in its middle after {len(rest)} bytes; it is read once its writer completes it",
             place=f"line {at.line + 1}, byte {at.byte}",
-            raw=rest[:_KEPT],
+            raw=self.format.raw(Line(at.line + 1, at.byte, rest))[:_KEPT],
             keep=True,
             passing=not rested,
         )
