@@ -1,4 +1,4 @@
-"""What a Stripe event says, as values of ours: an invoice with its lines, or a subscription's status. Pure.
+"""What a Stripe event says, as values of ours: an invoice, a subscription's status, notes for the audit trail. Pure.
 
 Reads objects of API versions since 2025-03-31.basil, and falls back on the older names where they differ. No database,
 no clock, no network: what is written is in ``inbox``.
@@ -14,6 +14,38 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from clawbill_pipeline.money import MoneyError, currency_code, exact, from_stripe
+
+#: Snapshot events that have a handler: what a webhook endpoint should ask for, and what a sweep lists.
+WATCHED = (
+    "billing.meter.created",
+    "billing.meter.deactivated",
+    "billing.meter.reactivated",
+    "billing.meter.updated",
+    "credit_note.created",
+    "credit_note.updated",
+    "credit_note.voided",
+    "customer.subscription.created",
+    "customer.subscription.deleted",
+    "customer.subscription.paused",
+    "customer.subscription.resumed",
+    "customer.subscription.trial_will_end",
+    "customer.subscription.updated",
+    "invoice.created",
+    "invoice.deleted",
+    "invoice.finalization_failed",
+    "invoice.finalized",
+    "invoice.marked_uncollectible",
+    "invoice.overdue",
+    "invoice.paid",
+    "invoice.payment_action_required",
+    "invoice.payment_failed",
+    "invoice.payment_succeeded",
+    "invoice.sent",
+    "invoice.updated",
+    "invoice.voided",
+)
+#: The same for thin events: usage that Stripe took and rejected later.
+WATCHED_THIN = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 
 #: An invoice's states in the order in which it can meet them; ``deleted`` is a draft that was thrown away.
 _RANK = {"draft": 0, "open": 1, "uncollectible": 2, "void": 3, "deleted": 3, "paid": 4}
@@ -79,7 +111,26 @@ class Reference:
     object_id: str
 
 
-Change = Invoice | Subscription | Reference
+@dataclass(frozen=True)
+class Note:
+    """A row for the audit trail."""
+
+    kind: str
+    subject: str
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Something to keep in the audit trail, of a customer or of none. ``invoice_id`` is to be read again."""
+
+    notes: tuple[Note, ...]
+    customer_id: str | None = None
+    invoice_id: str | None = None
+
+
+Change = Invoice | Subscription | Reference | Notes
+_Kind = Literal["invoice", "subscription", "credit note", "meter", "usage record"]
 
 
 def read_change(event_type: str, body: str) -> Change | None:
@@ -93,23 +144,69 @@ def read_change(event_type: str, body: str) -> Change | None:
         raise UnusableEvent(f"not the shape of a Stripe {kind}: {error}") from None
 
 
-def _change(event_type: str, kind: Literal["invoice", "subscription"], event: Mapping[str, Any]) -> Change:
+def _change(event_type: str, kind: _Kind, event: Mapping[str, Any]) -> Change:
     if event.get("object") == "v2.core.event":
-        related = event.get("related_object") or {}
-        return Reference(kind, _need(related, "id", "related_object.id"))
+        if kind == "invoice" or kind == "subscription":
+            return Reference(kind, _need(event.get("related_object") or {}, "id", "related_object.id"))
+        return read_rejections(event)
     obj = event["data"]["object"]
     if kind == "subscription":
         return read_subscription(obj)
+    if kind == "credit note":
+        return _read_credit_note(event_type, obj)
+    if kind == "meter" or kind == "usage record":
+        return Notes((Note(event_type, str(obj.get("id")), storable(obj)),))
     invoice = read_invoice(obj)
     # The event's object is the draft as it was before it was thrown away.
     return replace(invoice, status="deleted", lines=(), has_more=False) if event_type == "invoice.deleted" else invoice
 
 
-def _kind(event_type: str) -> Literal["invoice", "subscription"] | None:
+_KINDS: Mapping[str, _Kind] = {
+    "invoice.": "invoice",
+    "customer.subscription.": "subscription",
+    "credit_note.": "credit note",
+    "billing.meter.": "meter",
+    # Stripe never sent it; a gateway that still has usage records may.
+    "usage_record.created": "usage record",
+}
+
+
+def _kind(event_type: str) -> _Kind | None:
     name = event_type.removeprefix("v1.")
-    if name.startswith("invoice.") and name != "invoice.upcoming":  # a preview: no invoice is there yet
-        return "invoice"
-    return "subscription" if name.startswith("customer.subscription.") else None
+    if name == "invoice.upcoming":  # a preview: no invoice is there yet
+        return None
+    return next((kind for prefix, kind in _KINDS.items() if name.startswith(prefix)), None)
+
+
+def _read_credit_note(event_type: str, obj: Mapping[str, Any]) -> Notes:
+    invoice_id = _id(_need(obj, "invoice"))
+    currency = _currency(obj)
+    detail = {
+        "invoice_id": invoice_id,
+        "currency": currency,
+        "amount": str(_amount(obj, "amount", currency)),
+        "status": obj.get("status"),
+        "reason": obj.get("reason"),
+    }
+    return Notes((Note(event_type, _need(obj, "id"), detail),), _id(_need(obj, "customer")), invoice_id)
+
+
+def read_rejections(event: Mapping[str, Any]) -> Notes:
+    """What a thin event says of usage that was taken and rejected later: the report, and a note a sampled record.
+
+    The subject of a sampled record is the identifier under which it was sent; samples are not all there is. A
+    notification without ``data`` gives the report alone. Raises UnusableEvent.
+    """
+    kind = _need(event, "type")
+    meter = (event.get("related_object") or {}).get("id") or "no meter"
+    data = storable(event.get("data") or {})
+    notes = [Note(kind, meter, {"event_id": _need(event, "id"), **data})]
+    for error in (data.get("reason") or {}).get("error_types") or ():
+        for sample in error.get("sample_errors") or ():
+            detail = {"code": error.get("code"), "message": sample.get("error_message"), "meter_id": meter}
+            identifier = _need(sample.get("request") or {}, "identifier", "request.identifier")
+            notes.append(Note("usage_record.rejected", identifier, detail | {"event_id": event["id"]}))
+    return Notes(tuple(notes))
 
 
 def read_subscription(obj: Mapping[str, Any]) -> Subscription:

@@ -1,4 +1,4 @@
-"""Asks Stripe for what an event does not hold: an invoice as it is now, all pages of its lines, a subscription."""
+"""Asks Stripe for what an event does not hold: an invoice as it is now, all its lines, a subscription, a thin event."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import stripe
 from clawbill_pipeline.invoicing.events import (
     Invoice,
     Line,
+    Notes,
     Subscription,
     read_invoice,
     read_line,
+    read_rejections,
     read_subscription,
 )
 from clawbill_pipeline.stripe_api import StripeApi
@@ -49,6 +51,11 @@ class Stripe:
         """The subscription as it is now."""
         retrieve = self._client.v1.subscriptions.retrieve
         return self._ask(lambda: read_subscription(retrieve(subscription_id).to_dict()))
+
+    def rejections(self, event_id: str) -> Notes:
+        """A thin event of rejected usage with the data that its notification leaves out."""
+        retrieve = self._client.v2.core.events.retrieve
+        return self._ask(lambda: read_rejections(retrieve(event_id).to_dict()))
 
     def _ask(self, read: Callable[[], _Found]) -> _Found:
         if self._away is not None:

@@ -21,8 +21,10 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.invoicing.events import (
+    WATCHED_THIN,
     Change,
     Invoice,
+    Notes,
     Reference,
     Subscription,
     UnusableEvent,
@@ -42,7 +44,13 @@ from clawbill_pipeline.invoicing.rows import (
 from clawbill_pipeline.invoicing.states import Signal, of_invoice, of_subscription
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
-from clawbill_pipeline.ledger.tables import stripe_customers, stripe_events, stripe_events_handled, tenant_standing
+from clawbill_pipeline.ledger.tables import (
+    audit_trail,
+    stripe_customers,
+    stripe_events,
+    stripe_events_handled,
+    tenant_standing,
+)
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -125,6 +133,7 @@ class _Work:
         self._counts: Counter[str] = Counter()
         self._problems: list[str] = []
         self._apart: dict[str, str] = {}
+        self._alerts: dict[str, str] = {}
         self._last: int | None = None
 
     def result(self) -> Applied:
@@ -153,14 +162,19 @@ class _Work:
                     "The lines of each invoice add up to its subtotal: no page of them is missing.",
                     {"invoices": count["invoices"], **self._apart},
                 ),
+                Check(
+                    "stripe_took_everything",
+                    not self._alerts,
+                    "Stripe reported no rejected usage, no deactivated meter and no invoice that can't be finalised.",
+                    dict(self._alerts),
+                ),
             ),
         )
 
     def handle(self, row: Event) -> None:
         self._last = row.id
         try:
-            change = self._completed(row, read_change(row.type, row.body))
-            self._record(row, change)
+            self._record(row, *self._completed(row, read_change(row.type, row.body)))
         except (UnusableEvent, UnicodeError, stripe.InvalidRequestError, DataError, IntegrityError) as error:
             self._record_failure(row, str(getattr(error, "orig", None) or error).partition("\n")[0])
         except stripe.StripeError as error:
@@ -168,24 +182,32 @@ class _Work:
             self._counts["waiting"] += 1
             self._problems.append(f"{row.event_id} ({row.type}) waits for Stripe: {type(error).__name__}: {error}")
 
-    def _completed(self, row: Event, change: Change | None) -> Change | None:
-        """The change with what its event does not hold: fetched before the transaction, so no lock waits for Stripe."""
+    def _completed(self, row: Event, change: Change | None) -> tuple[Change | None, Invoice | None]:
+        """The change with what its event does not hold, and the invoice as it is now where that was read.
+
+        Stripe is asked before the transaction, so that no lock waits for it.
+        """
         if self._stripe is None:
             if isinstance(change, Reference):
                 raise UnusableEvent("a thin event needs Stripe to tell more, and no key is set")
-            return change
+            return change, None
+        if isinstance(change, Reference) and change.kind == "subscription":
+            return self._stripe.subscription(change.object_id), None
         if isinstance(change, Reference):
-            fetch = self._stripe.invoice if change.kind == "invoice" else self._stripe.subscription
-            return fetch(change.object_id)
+            return None, self._stripe.invoice(change.object_id)
+        if isinstance(change, Notes):
+            if row.type in WATCHED_THIN and not change.notes[0].detail.get("reason"):
+                change = self._stripe.rejections(row.event_id)
+            return change, self._stripe.invoice(change.invoice_id) if change.invoice_id else None
         # Two objects of one second: only Stripe knows which of them is the last.
         if isinstance(change, Invoice):
             if self._tied_invoice(row, change):
-                return self._stripe.invoice(change.invoice_id)
+                return None, self._stripe.invoice(change.invoice_id)
             if change.has_more:
-                return replace(change, lines=self._stripe.lines(change.invoice_id), has_more=False)
+                return replace(change, lines=self._stripe.lines(change.invoice_id), has_more=False), None
         if isinstance(change, Subscription) and self._tied_standing(row, change):
-            return self._stripe.subscription(change.subscription_id)
-        return change
+            return self._stripe.subscription(change.subscription_id), None
+        return change, None
 
     def _tied_invoice(self, row: Event, change: Invoice) -> bool:
         with self._ledger.transaction() as connection:
@@ -199,12 +221,18 @@ class _Work:
             last = newest_applied(connection, change.subscription_id)
         return last is not None and last.created == row.created
 
-    def _record(self, row: Event, change: Change | None) -> None:
+    def _record(self, row: Event, change: Change | None, current: Invoice | None) -> None:
         with self._ledger.transaction() as connection:
             if not _ours(connection, row.id):
                 return
-            if isinstance(change, Invoice):
-                outcome, detail = self._apply_invoice(connection, row, change)
+            if isinstance(change, Notes):
+                outcome, detail = self._keep_notes(connection, row, change)
+                if current is not None:
+                    self._apply_invoice(connection, row, current, current=True)
+            elif current is not None:
+                outcome, detail = self._apply_invoice(connection, row, current, current=True)
+            elif isinstance(change, Invoice):
+                outcome, detail = self._apply_invoice(connection, row, change, current=False)
             elif isinstance(change, Subscription):
                 outcome, detail = self._apply_subscription(connection, row, change)
             else:
@@ -222,16 +250,32 @@ class _Work:
         connection.execute(insert(stripe_events_handled).values(note | {"run_id": self._run_id}))
         self._counts[outcome] += 1
 
-    def _apply_invoice(self, connection: Connection, row: Event, change: Invoice) -> tuple[Outcome, str]:
+    def _keep_notes(self, connection: Connection, row: Event, change: Notes) -> tuple[Outcome, str]:
+        tenant_id = self._tenant(connection, change.customer_id) if change.customer_id else None
+        for note in change.notes:
+            kept = {"at": self._now, "tenant_id": tenant_id, "kind": note.kind, "subject": note.subject}
+            connection.execute(insert(audit_trail).values(kept | {"detail": {**note.detail, "event_id": row.event_id}}))
+        if row.type in WATCHED_THIN or row.type == "billing.meter.deactivated":
+            self._alerts[row.event_id] = f"{row.type}: {change.notes[0].subject}"
+        return "applied", f"{len(change.notes)} notes in the audit trail"
+
+    def _apply_invoice(
+        self, connection: Connection, row: Event, change: Invoice, *, current: bool
+    ) -> tuple[Outcome, str]:
         known = known_invoice(connection, change.invoice_id)
-        if known is not None and order(change.status, row.created, known.status, known.as_of) == "older":
+        as_of = row.created if known is None else max(row.created, known.as_of)
+        # What was just read from Stripe is the newest there is, whatever the event's age.
+        at = as_of if current else row.created
+        if known is not None and order(change.status, at, known.status, known.as_of) == "older":
             return "older", f"{change.invoice_id} is {known.status} as of {known.as_of:%Y-%m-%dT%H:%M:%SZ}"
         tenant_id = self._tenant(connection, change.customer_id)
-        as_of = row.created if known is None else max(row.created, known.as_of)
         write_invoice(connection, change, tenant_id, as_of)
         self._counts["invoices"] += 1
         self._counts["lines"] += write_lines(connection, change, tenant_id)
         self._compare_lines(change)
+        if row.type == "invoice.finalization_failed" and change.status == "draft":
+            error = change.object.get("last_finalization_error") or {}
+            self._alerts[change.invoice_id] = f"can't be finalised: {error.get('message') or 'Stripe gives no reason'}"
         if tenant_id is None:
             return "applied", f"{change.invoice_id} is {change.status}; no tenant is mapped to {change.customer_id}"
         in_debt = bool(debts(connection, tenant_id, row.created, but=change.invoice_id))

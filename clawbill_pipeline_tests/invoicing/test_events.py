@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import stripe
+import stripe.events._event_classes
+import stripe.params._webhook_endpoint_create_params
 
 from clawbill_pipeline.invoicing.events import (
+    WATCHED,
+    WATCHED_THIN,
     Invoice,
     Reference,
     Subscription,
@@ -124,3 +130,11 @@ def test_a_status_only_goes_forward() -> None:
             expected = j - i or seconds
             answer = order(new, AT + timedelta(seconds=seconds), known, AT)
             assert answer == ("newer" if expected > 0 else "older" if expected < 0 else "same")
+
+
+def test_every_watched_type_is_one_that_stripe_has() -> None:
+    known = inspect.getsource(stripe.params._webhook_endpoint_create_params)
+    assert [name for name in WATCHED if f'"{name}"' not in known] == []
+    thin = inspect.getsource(stripe.events._event_classes)
+    assert [name for name in WATCHED_THIN if f'"{name}"' not in thin] == []
+    assert all(read_change(name, '{"object": "v2.core.event", "id": "evt_1", "type": "x"}') for name in WATCHED_THIN)

@@ -189,6 +189,54 @@ def test_a_thin_event_without_stripe_fails_with_a_reason(inbox: Inbox) -> None:
     assert "no key is set" in inbox.apply().problems[0]
 
 
+def test_a_credit_note_is_kept_in_the_audit_trail(inbox: Inbox) -> None:
+    note = {"id": "cn_1", "object": "credit_note", "invoice": "in_1", "customer": "cus_1", "currency": "jpy"}
+    inbox.land("credit_note.created", note | {"amount": 80, "status": "issued", "reason": "duplicate"})
+    inbox.apply()
+    (row,) = inbox.rows("audit_trail")
+    assert (row.kind, row.subject, row.tenant_id) == ("credit_note.created", "cn_1", "globex")
+    assert (row.detail["amount"], row.detail["invoice_id"], row.detail["event_id"]) == ("80", "in_1", "evt_1")
+
+
+def test_usage_that_was_rejected_later_is_noted_by_its_identifier(inbox: Inbox) -> None:
+    sample = {"error_message": "No such customer", "request": {"identifier": "cb1-abc"}}
+    reason = {"error_count": 7, "error_types": [{"code": "meter_event_customer_not_found", "sample_errors": [sample]}]}
+    report = {
+        "object": "v2.core.event",
+        "id": "evt_t",
+        "type": "v1.billing.meter.error_report_triggered",
+        "livemode": False,
+        "created": "2026-11-01T01:00:00Z",
+        "related_object": {"id": "mtr_1", "type": "billing.meter"},
+    }
+    inbox.land_body(json.dumps(report | {"data": {"reason": reason}}))
+    inbox.land_body(
+        json.dumps(report | {"id": "evt_u", "type": "v1.billing.meter.no_meter_found", "related_object": None})
+    )
+    result = inbox.apply()
+    kept = [(row.kind, row.subject) for row in inbox.rows("audit_trail")]
+    assert kept == [
+        ("v1.billing.meter.error_report_triggered", "mtr_1"),
+        ("usage_record.rejected", "cb1-abc"),
+        ("v1.billing.meter.no_meter_found", "no meter"),
+    ]
+    (check,) = [check for check in result.checks if check.name == "stripe_took_everything"]
+    assert (check.passed, set(check.numbers)) == (False, {"evt_t", "evt_u"})
+
+
+def test_a_gateways_usage_record_is_understood(inbox: Inbox) -> None:
+    inbox.land("usage_record.created", {"id": "mbur_1", "object": "usage_record", "quantity": 100})
+    inbox.apply()
+    (row,) = inbox.rows("audit_trail")
+    assert (row.kind, row.subject, row.detail["quantity"]) == ("usage_record.created", "mbur_1", 100)
+
+
+def test_an_invoice_that_cannot_be_finalised_is_an_alert(inbox: Inbox) -> None:
+    inbox.land("invoice.finalization_failed", invoice(last_finalization_error={"message": "no tax location"}))
+    (check,) = [check for check in inbox.apply().checks if check.name == "stripe_took_everything"]
+    assert check.numbers == {"in_1": "can't be finalised: no tax location"}
+
+
 class TestStanding:
     def test_follows_the_subscription(self, inbox: Inbox) -> None:
         for second, status in enumerate(["incomplete", "trialing", "active", "past_due", "unpaid", "active"]):

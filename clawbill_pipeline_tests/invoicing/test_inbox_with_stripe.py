@@ -124,3 +124,11 @@ def test_what_stripe_does_not_know_fails_with_its_reason(unmapped: Inbox, month:
     unmapped.land("invoice.created", invoice(id="in_unknown", has_more=True))
     result = unmapped.apply()
     assert (result.failed, "No such invoice" in result.problems[0]) == (1, True)
+
+
+def test_a_credit_note_has_its_invoice_read_again(unmapped: Inbox, month: Month) -> None:
+    unmapped.api = month.api
+    note = {"id": "cn_1", "object": "credit_note", "invoice": month.invoice.id, "customer": month.customer}
+    unmapped.land("credit_note.created", note | {"amount": 80, "currency": "usd"}, 1)
+    result = unmapped.apply()
+    assert (result.applied, result.invoices, result.lines) == (1, 1, 14)
