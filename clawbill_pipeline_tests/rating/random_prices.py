@@ -46,7 +46,9 @@ def _of(model: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[
 per_unit = _of("per_unit", unit_amount=money, per=st.sampled_from([1, 3, 60, 1000]), flat_amount=money)
 graduated = _of("graduated", tiers=tiers("unit_amount", "flat_amount"), per=st.sampled_from([1, 7, 1000]))
 volume = _of("volume", tiers=tiers("unit_amount", "flat_amount"), per=st.sampled_from([1, 7, 1000]))
-package = _of("package", package_size=positive(100, 1), package_amount=money, round=st.sampled_from(["up", "down"]))
+package = _of(
+    "package", package_size=positive(100, 1), package_amount=money, round=st.sampled_from(["up", "down", "half_up"])
+)
 percentage = _of("percentage", percent=percents)
 graduated_percentage = tiers("percent", unit=percents).map(lambda t: {"model": "graduated_percentage", "tiers": t})
 dynamic = _of("dynamic", multiplier=numbers(3, 5))

@@ -41,33 +41,6 @@ def one_by_one(priced: Priced, quantity: Decimal) -> Decimal | None:
     return amount if fits else None
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(cards.prices, min_size=1, max_size=12),
-    st.lists(cards.quantities | cards.numbers(100, 2, -100), min_size=1, max_size=12),
-)
-def test_equal_to_the_engine_row_by_row(prices: list[Price], quantities: list[Decimal]) -> None:
-    priced = {f"price {number}": Priced(price) for number, price in enumerate(prices)}
-    # Each price's bounds and their neighbours are where tables and engine would differ.
-    rows: list[tuple[str | None, Decimal | None]] = []
-    for key, one in priced.items():
-        table = pieces_of(one.price)
-        bounds = [piece.up_to for piece in table.pieces if piece.up_to is not None] if table else []
-        edges = [bound.quantize(Decimal("1e-12")) + by for bound in bounds for by in (0, Decimal("1e-12"))]
-        rows += [(key, quantity) for quantity in [*quantities, *edges]]
-    for key, quantity, amount, error in vectorised(priced, rows):
-        expected = one_by_one(priced[key], quantity)
-        assert amount == expected
-        assert (error is None) == (expected is not None)
-
-
-@given(cards.plain_prices)
-def test_plain_prices_have_tables(card: dict[str, Any]) -> None:
-    """So that the test above does not hold because everything went through the engine."""
-    always_ends = card.get("per", 1) in (1, 1000)
-    assert not always_ends or pieces_of(cards.PRICE.validate_python(card)) is not None
-
-
 TIERED = {
     "model": "graduated",
     "tiers": [{"up_to": 100, "unit_amount": "0.5"}, {"unit_amount": "0.3", "flat_amount": 2}],
@@ -76,6 +49,87 @@ TIERED = {
 
 def priced(card: dict[str, Any], part: str | None = None) -> Priced:
     return Priced(cards.PRICE.validate_python(card), part)
+
+
+def edges(price: Price) -> list[Decimal]:
+    """Where a table and the engine would differ first: at the bounds and steps, and right beside them."""
+    table = pieces_of(price)
+    if table is None:
+        return []
+    found = [piece.up_to for piece in table.pieces if piece.up_to is not None]
+    found += [
+        piece.start + times * piece.step for piece in table.pieces if piece.step for times in (1, 3, Decimal("1.5"))
+    ]
+    ulp = Decimal("1e-12")
+    return [edge.quantize(ulp) + by for edge in found for by in (-ulp, 0, ulp)]
+
+
+def agrees(prices: dict[str, Priced], rows: list[tuple[str | None, Decimal | None]]) -> None:
+    for key, quantity, amount, error in vectorised(prices, rows):
+        expected = one_by_one(prices[key], quantity)
+        assert amount == expected, (prices[key], quantity)
+        assert (error is None) == (expected is not None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(cards.prices, min_size=1, max_size=12),
+    st.lists(cards.quantities | cards.numbers(100, 2, -100), min_size=1, max_size=12),
+    st.booleans(),
+)
+def test_equal_to_the_engine_row_by_row(prices: list[Price], quantities: list[Decimal], whole: bool) -> None:
+    quantities = [quantity // 1 for quantity in quantities] if whole else quantities
+    named = {f"price {number}": Priced(price) for number, price in enumerate(prices)}
+    agrees(named, [(key, q) for key, one in named.items() for q in [*quantities, *([] if whole else edges(one.price))]])
+
+
+TIERS = [
+    {"up_to": "2.5", "unit_amount": "0.5", "flat_amount": 1},
+    {"up_to": 5, "unit_amount": 3},
+    {"unit_amount": "0.25", "flat_amount": "0.07"},
+]
+BLOCKS = [{"up_to": 3, "block_size": "0.7", "block_amount": 2}, {"block_size": 2, "block_amount": 1}]
+MODELS = [
+    {"model": "per_unit", "unit_amount": "1.5", "per": 8, "flat_amount": 1},
+    {"model": "per_unit", "unit_amount": "1.5", "per": 3, "increment": 2},
+    {"model": "graduated", "tiers": TIERS},
+    {"model": "volume", "tiers": TIERS},
+    {"model": "graduated_percentage", "tiers": [{"up_to": 3, "percent": 1, "flat_amount": 2}, {"percent": "2.5"}]},
+    {"model": "percentage", "percent": "2.9"},
+    {"model": "dynamic", "multiplier": "1.2"},
+    {"model": "package", "package_size": "0.7", "package_amount": 3},
+    {"model": "package", "package_size": "0.7", "package_amount": 3, "round": "down"},
+    {"model": "package", "package_size": "0.3", "package_amount": 3, "round": "half_up"},
+    {"model": "block", "tiers": BLOCKS},
+    {"model": "block", "mode": "volume", "tiers": BLOCKS},
+]
+MODIFIERS: list[dict[str, Any]] = [
+    {},
+    {"charge_flat_on_zero": False},
+    {"included": "1.3"},
+    {"minimum": 2, "maximum": 5},
+    {"discounts": [{"kind": "fixed", "amount": 2}, {"kind": "percentage", "percent": 25}]},
+    {"discounts": [{"kind": "percentage", "percent": 25}, {"kind": "fixed", "amount": 1}], "included": "0.5"},
+    {"convert": {"divide_by": 4}},
+    {"convert": {"multiply_by": "1.6"}, "included": 1, "maximum": 6},
+]
+
+
+@pytest.mark.parametrize("modifiers", MODIFIERS, ids=str)
+def test_every_model_with_a_table_and_every_modifier(modifiers: dict[str, Any]) -> None:
+    prices = {str(number): priced({**model, **modifiers}) for number, model in enumerate(MODELS)}
+    tabled = [key for key, one in prices.items() if pieces_of(one.price) is not None]
+    assert len(tabled) >= len(MODELS) - 2
+    # Nothing but tables: were they wrong, no engine would hide it.
+    grid = [Decimal(number) / 10 for number in range(0, 90, 3)]
+    agrees(prices, [(key, quantity) for key in tabled for quantity in [*grid, *edges(prices[key].price)]])
+
+
+@given(cards.plain_prices)
+def test_plain_prices_have_tables(card: dict[str, Any]) -> None:
+    """So that the test above does not hold because everything went through the engine."""
+    always_ends = card.get("per", 1) in (1, 1000)
+    assert not always_ends or pieces_of(cards.PRICE.validate_python(card)) is not None
 
 
 def test_parts_of_a_matrix_and_of_a_day() -> None:
