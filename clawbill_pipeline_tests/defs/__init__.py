@@ -1,0 +1,1 @@
+"""Mirrors clawbill_pipeline/defs."""
