@@ -7,7 +7,8 @@ exist only at the borders, where OpenClaw and Stripe speak them.
 from __future__ import annotations
 
 import re
-from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, localcontext
 
 # Wide enough that no sum or product of NUMERIC(38, 12) values is ever rounded on the way.
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)
@@ -28,6 +29,8 @@ _EXPONENT = {
 }
 _STRIPE_EXPONENT = {**_EXPONENT, "ISK": 2, "UGX": 2}
 _CURRENCY = re.compile(r"[A-Z]{3}")
+# Narrower than Decimal(), which also takes blanks, underscores and the digits of every script.
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
 
 
 class MoneyError(ValueError):
@@ -60,19 +63,24 @@ def exact(value: str | int | Decimal) -> Decimal:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
         raise MoneyError(f"{value!r} is a {type(value).__name__}, not an exact number")
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        raise MoneyError(f"{value!r} is not a number") from None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise MoneyError(f"{value[:80]!r} is not a number")
+    number = Decimal(value)
     if not number.is_finite():
         raise MoneyError(f"{value!r} is not finite")
-    if abs(number) >= LIMIT:
-        raise MoneyError(f"{value!r} has more than 26 digits before the point")
+    if number.copy_abs() >= LIMIT:  # abs() would round to the 28 digits of Python's default context
+        raise MoneyError(f"{str(number)[:80]} has more than 26 digits before the point")
     with localcontext(EXACT):
         kept = number.quantize(Decimal(1).scaleb(-SCALE))
         if kept != number:
-            raise MoneyError(f"{value!r} has more than {SCALE} decimal places")
+            raise MoneyError(f"{str(number)[:80]} has more than {SCALE} decimal places")
         return kept.normalize() + 0 if number else Decimal(0)
+
+
+def total(values: Iterable[Decimal]) -> Decimal:
+    """The exact sum; Python's own ``sum`` rounds to 28 digits, and ``NUMERIC(38, 12)`` holds 38."""
+    with localcontext(EXACT):
+        return sum(values, Decimal(0))
 
 
 def rounded(amount: Decimal, digits: int) -> Decimal:
@@ -88,14 +96,21 @@ def invoice_amount(amount: Decimal, currency: str) -> Decimal:
 
 def from_minor(minor: Decimal | int, currency: str) -> Decimal:
     """Major units of an amount in ISO minor units (OpenClaw's ``amount_cents``): 250 → 2.5 USD, 80 → 80 JPY."""
-    with localcontext(EXACT):
-        return Decimal(minor).scaleb(-exponent(currency))
+    return _shifted(minor, exponent(currency))
 
 
 def from_stripe(minor: Decimal | int, currency: str) -> Decimal:
     """Major units of an ``amount`` in Stripe's own minor units: ISK 500 → 5."""
-    with localcontext(EXACT):
-        return Decimal(minor).scaleb(-stripe_exponent(currency))
+    return _shifted(minor, stripe_exponent(currency))
+
+
+def _shifted(minor: Decimal | int, digits: int) -> Decimal:
+    with localcontext(EXACT) as context:
+        context.traps[Inexact] = True
+        try:
+            return Decimal(minor).scaleb(-digits)
+        except Inexact:
+            raise MoneyError(f"{str(minor)[:80]} has more digits than the ledger holds") from None
 
 
 def plain(value: Decimal) -> str:
