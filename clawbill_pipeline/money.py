@@ -31,6 +31,7 @@ _STRIPE_EXPONENT = {**_EXPONENT, "ISK": 2, "UGX": 2}
 _CURRENCY = re.compile(r"[A-Z]{3}")
 # Narrower than Decimal(), which also takes blanks, underscores and the digits of every script.
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
+_NOT_FINITE = re.compile(r"[+-]?(?:s?nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 
 
 class MoneyError(ValueError):
@@ -64,7 +65,8 @@ def exact(value: str | int | Decimal) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
         raise MoneyError(f"{value!r} is a {type(value).__name__}, not an exact number")
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
-        raise MoneyError(f"{value[:80]!r} is not a number")
+        why = "finite" if _NOT_FINITE.fullmatch(value) else "a number"
+        raise MoneyError(f"{value[:80]!r} is not {why}")
     number = Decimal(value)
     if not number.is_finite():
         raise MoneyError(f"{value!r} is not finite")
