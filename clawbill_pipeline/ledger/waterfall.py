@@ -19,15 +19,12 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import period_of_month, utc_hour
+from clawbill_pipeline.ledger.causes import BILLING_STEPS, NO_FAULT
 from clawbill_pipeline.money import EXACT, MICRO, exponent, from_stripe, invoice_amount, plain
 
 ZERO = Decimal(0)
-#: Where a difference changes what is invoiced for what was rated; the steps of ``breaks`` are in reconciliation.
-BILLING_STEPS = ("rated_sent", "sent_held", "held_invoiced")
 #: Stands for the service of a break that is about none in particular, such as a line that could not be read.
 NO_SERVICE = "-"
-#: Causes of differences that are no fault: they are counted apart. ``reconciliation.causes`` says more of each.
-NO_FAULT = ("pending", "rounding", "discount", "credit", "tax")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from clawbill_pipeline.catalog.periods import period_of_month
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.causes import NO_FAULT
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.waterfall import (
-    NO_FAULT,
     NO_SERVICE,
     Billed,
     Scope,

@@ -13,8 +13,9 @@ from decimal import Decimal, localcontext
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.ledger.causes import NO_FAULT
 from clawbill_pipeline.ledger.database import copy_rows
-from clawbill_pipeline.ledger.waterfall import NO_FAULT, Step
+from clawbill_pipeline.ledger.waterfall import Step
 from clawbill_pipeline.money import EXACT, plain
 from clawbill_pipeline.reconciliation.totals import Break
 

@@ -161,11 +161,11 @@ def _changed(held: Held, recorded: _Recorded) -> Iterable[_Row]:
     """What is new. An hour that Stripe lists no more is empty now."""
     account = held.account
     of_account = (account.tenant_id, account.service)
-    hours: dict[datetime | None, Decimal] = {}
+    rows: list[tuple[datetime | None, Decimal]] = [(None, held.units), *sorted(held.hours.items())]
     if held.hours:
-        hours = {hour: Decimal(0) for (*key, hour) in recorded if tuple(key) == of_account and hour is not None}
-    hours |= {None: held.units, **held.hours}
-    for hour, units in hours.items():
+        known = [hour for (*key, hour) in recorded if tuple(key) == of_account and hour is not None]
+        rows += [(hour, Decimal(0)) for hour in known if hour not in held.hours]
+    for hour, units in rows:
         if recorded.get((*of_account, hour)) != units:
             yield account, hour, units
 

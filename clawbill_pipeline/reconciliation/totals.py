@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 
-from clawbill_pipeline.ledger.waterfall import BILLING_STEPS, Billed, shared_out
+from clawbill_pipeline.ledger.causes import BILLING_STEPS
+from clawbill_pipeline.ledger.waterfall import Billed, shared_out
 from clawbill_pipeline.money import EXACT, MICRO, SCALE, invoice_amount, plain, rounded
 from clawbill_pipeline.reconciliation.hourly import Difference, SentHour, Total
 

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from clawbill_pipeline.catalog import Catalog, parse
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.money import from_stripe, invoice_amount, plain, rounded, stripe_exponent
+from clawbill_pipeline.money import invoice_amount, rounded, stripe_exponent
 
 PERIOD = "2026-10"
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -95,8 +95,8 @@ class Month:
         """Events ``(event_id, tenant, service, time, quantity)`` as one landing; returns its id."""
         self.landings += 1
         (row,) = self.run(
-            "INSERT INTO landings (source, uri, position, size, sha256, lines, event_lines, events, quarantined, skipped,"
-            " landed_at, run_id) VALUES ('logs', :uri, '0', 1, 'x', 1, 1, 1, 0, 0, :at, 'r') RETURNING id",
+            "INSERT INTO landings (source, uri, position, size, sha256, lines, event_lines, events, quarantined,"
+            " skipped, landed_at, run_id) VALUES ('logs', :uri, '0', 1, 'x', 1, 1, 1, 0, 0, :at, 'r') RETURNING id",
             uri=f"usage-{self.landings}.jsonl",
             at=landed_at or START,
         )
@@ -148,10 +148,10 @@ class Month:
             quantity = self.usage[tenant, service, of_hour]
             currency = self.catalog.currency(tenant)
             self.run(
-                "INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision, metered_revision,"
-                " basis, reason, quantity, amount, currency, asked_quantity, answered_amount, period_start, answer,"
-                " rate_card_version, latency_ms, rated_at, run_id) VALUES (:h, :t, :s, '', :h, :revision, :revision,"
-                " 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1, :at, 'r')",
+                "INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision,"
+                " metered_revision, basis, reason, quantity, amount, currency, asked_quantity, answered_amount,"
+                " period_start, answer, rate_card_version, latency_ms, rated_at, run_id) VALUES (:h, :t, :s, '', :h,"
+                " :revision, :revision, 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1, :at, 'r')",
                 h=of_hour, t=tenant, s=service, revision=revision, q=quantity, currency=currency,
                 amount=quantity * PRICES[currency, service], start=self.start_of(tenant),
                 at=at or of_hour + timedelta(hours=1), reason="first" if revision == 1 else "late",
@@ -197,9 +197,9 @@ class Month:
             self.run(
                 "INSERT INTO usage_records (hour, identifier, tenant_id, service, customer_id, meter, backend,"
                 " window_start, revision, units, value, exact_units, period_start, event_timestamp, payload,"
-                " payload_sha256, planned_at, run_id, state, settled_at, parked, error) VALUES (:h, :identifier, :t, :s,"
-                " :customer, :meter, 'hourly', :h, :revision, :units, :units, :exact, :start, :h, '{}', 'x', :at, 'r',"
-                " :state, :settled_at, :parked, :error)",
+                " payload_sha256, planned_at, run_id, state, settled_at, parked, error) VALUES (:h, :identifier, :t,"
+                " :s, :customer, :meter, 'hourly', :h, :revision, :units, :units, :exact, :start, :h, '{}', 'x', :at,"
+                " 'r', :state, :settled_at, :parked, :error)",
                 h=of_hour, identifier=identifier, t=tenant, s=service, customer=f"cus_{tenant}",
                 meter=self.catalog.meter(service), revision=revision, units=rounded(exact, 0), exact=exact,
                 start=self.start_of(tenant), at=at, state=state, settled_at=at if state == "delivered" else None,
@@ -255,8 +255,8 @@ class Month:
         settled = Decimal(paid) if paid is not None else (total if status == "paid" else Decimal(0))
         self.run(
             "INSERT INTO invoices (invoice_id, tenant_id, customer_id, number, status, currency, subtotal, total,"
-            " amount_due, amount_paid, created, finalized_at, paid_at, object, as_of) VALUES (:id, :t, :c, :number, :status,"
-            " :currency, :total, :total, :total, :paid, :at, :final, :final, '{}', :at)",
+            " amount_due, amount_paid, created, finalized_at, paid_at, object, as_of) VALUES (:id, :t, :c, :number,"
+            " :status, :currency, :total, :total, :total, :paid, :at, :final, :final, '{}', :at)",
             id=f"in_{tenant}", t=tenant, c=f"cus_{tenant}", number=f"A-{tenant}", status=status, currency=currency,
             total=total, paid=settled, at=END, final=finalized_at,
         )  # fmt: skip
@@ -265,8 +265,8 @@ class Month:
             body = {"amount": int(Decimal(amount).scaleb(stripe_exponent(currency))), **(extra or {}).get(service, {})}
             self.run(
                 "INSERT INTO invoice_lines (invoice_id, line_id, tenant_id, service, subscription_item_id, price_id,"
-                " quantity, amount, currency, period_start, period_end, description, object) VALUES (:id, :line, :t, :s,"
-                " :item, 'price', :units, :amount, :currency, :start, :end, '', CAST(:object AS jsonb))",
+                " quantity, amount, currency, period_start, period_end, description, object) VALUES (:id, :line, :t,"
+                " :s, :item, 'price', :units, :amount, :currency, :start, :end, '', CAST(:object AS jsonb))",
                 id=f"in_{tenant}", line=f"il_{tenant}_{service}", t=tenant, s=service, item=f"si_{tenant}_{service}",
                 units=units, amount=amount, currency=currency, start=period.start, end=period.end,
                 object=json.dumps(body),
@@ -314,6 +314,3 @@ def small(month: Month) -> Month:
         month.used("osaka", "tokens", hour(number), 333)
     month.used("acme", "requests", hour(2), 4)
     return month
-
-
-__all__ = ["CATALOG", "END", "FINAL", "NOW", "PERIOD", "START", "Month", "from_stripe", "hour", "plain", "small"]

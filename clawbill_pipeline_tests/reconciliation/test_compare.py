@@ -136,7 +136,8 @@ def test_not_rated(month: Month, kind: str | None, cause: str) -> None:
     month.rate(key for key in month.usage if key != missing)
     if kind:
         month.run(
-            "INSERT INTO rating_failures VALUES (:h, 'acme', 'tokens', '', :h, 1, :kind, 'HTTP 422', '', 1, NULL, :h, 'r')",
+            "INSERT INTO rating_failures"
+            " VALUES (:h, 'acme', 'tokens', '', :h, 1, :kind, 'HTTP 422', '', 1, NULL, :h, 'r')",
             h=hour(3), kind=kind,
         )  # fmt: skip
     del month.usage[missing]
@@ -180,7 +181,9 @@ def test_never_planned(month: Month) -> None:
     month.rate()
     month.map()
     month.send(key for key in month.usage if key != ("acme", "tokens", hour(0)))
-    assert [b[3:] for b in found(run(month, END))] == [("rated_sent", "not_sent", Decimal(-1001), Decimal("-1.5015"))]
+    assert [b[3:] for b in found(run(month, END - timedelta(hours=9)))] == [
+        ("rated_sent", "not_sent", Decimal(-1001), Decimal("-1.5015"))
+    ]
     just_rated = hour(1) + timedelta(minutes=30)
     assert ("rated_sent", "pending") in [b[3:5] for b in found(run(month, just_rated))]
 
@@ -331,7 +334,8 @@ def test_discount_and_credit_explain_a_payment(month: Month) -> None:
     month.run(
         "UPDATE invoice_lines SET object = CAST(:object AS jsonb) WHERE line_id = 'il_acme_tokens'",
         object='{"discount_amounts": [{"amount": 117}], "pretax_credit_amounts": [{"amount": 117, "type": "discount"},'
-        ' {"amount": 100, "type": "credit_balance_transaction"}], "taxes": [{"amount": 133, "tax_behavior": "exclusive"}]}',
+        ' {"amount": 100, "type": "credit_balance_transaction"}],'
+        ' "taxes": [{"amount": 133, "tax_behavior": "exclusive"}]}',
     )
     month.run("UPDATE invoices SET total = 9.33, amount_paid = 9.33 WHERE tenant_id = 'acme'")
     reconciled = run(month)
@@ -349,7 +353,8 @@ def test_quarantined_lines_of_a_known_tenant(month: Month) -> None:
     (landing,) = month.run("SELECT min(id) AS id FROM landings")
     for place, tenant in (("line 3, byte 70", "acme"), ("line 9, byte 800", "acme"), ("line 10, byte 900", None)):
         month.run(
-            "INSERT INTO quarantine (source, uri, place, reason, field, detail, raw, tenant_id, landing_id, quarantined_at)"
+            "INSERT INTO quarantine"
+            " (source, uri, place, reason, field, detail, raw, tenant_id, landing_id, quarantined_at)"
             " VALUES ('logs', 'usage-1.jsonl', :place, 'not_a_number', 'quantity', 'd', '{}', :t, :id, :at)",
             place=place, t=tenant, id=landing.id, at=NOW + timedelta(days=99),
         )  # fmt: skip

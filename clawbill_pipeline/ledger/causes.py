@@ -1,4 +1,4 @@
-"""The steps that are compared and the causes of their differences, in words for people. The rules are in compare."""
+"""The words of ``breaks``: steps that are compared and causes of differences. The rules are in reconciliation/."""
 
 from __future__ import annotations
 
@@ -46,5 +46,7 @@ CAUSES: dict[str, tuple[Kind, str]] = {
 }
 
 
-def kind(cause: str) -> Kind:
-    return CAUSES[cause][0]
+#: Where a difference changes what is invoiced for what was rated.
+BILLING_STEPS = ("rated_sent", "sent_held", "held_invoiced")
+#: Causes that are no fault; they are counted apart.
+NO_FAULT = tuple(cause for cause, (kind, _) in CAUSES.items() if kind != "fault")

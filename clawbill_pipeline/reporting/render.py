@@ -1,0 +1,100 @@
+"""Makes a period's report files: reads the ledger once, renders, writes, registers. Start reading here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import text
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.reporting.page import page
+from clawbill_pipeline.reporting.report import Report, read_report
+from clawbill_pipeline.reporting.tables import breaks_csv, waterfall_csv
+from clawbill_pipeline.reporting.workbook import workbook
+from clawbill_pipeline.results import Check
+
+#: Name of each file and what makes it.
+FILES: dict[str, Callable[[Report], bytes]] = {
+    "diff_report.xlsx": workbook,
+    "diff_report.html": page,
+    "waterfall.csv": waterfall_csv,
+    "breaks.csv": breaks_csv,
+}
+
+
+@dataclass(frozen=True)
+class ReportFile:
+    """A report file that was written."""
+
+    name: str
+    path: Path
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What rendering came to. ``registered`` counts files whose content the ledger had not seen."""
+
+    period: str
+    reconciliation_id: int
+    files: tuple[ReportFile, ...]
+    registered: int
+    open_breaks: int
+    checks: tuple[Check, ...]
+
+
+def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: datetime, run_id: str) -> Rendered:
+    """Writes the reports of ``period`` (``YYYY-MM``) into ``folder/period`` and registers them in the ledger.
+
+    They show the newest reconciliation. The same data gives the same bytes; a file that is as it should be is left
+    alone. Files are private to their owner. Raises NothingToReport for a period that was never reconciled.
+    """
+    with ledger.transaction() as connection:
+        report = read_report(connection, catalog, period)
+    files = tuple(_write(folder / period / name, make(report)) for name, make in FILES.items())
+    with ledger.transaction() as connection:
+        registered = sum(
+            connection.execute(
+                _REGISTER,
+                {"period": period, "name": file.name, "sha256": file.sha256, "bytes": file.bytes,
+                 "reconciliation_id": report.reconciliation_id, "now": now},
+            ).rowcount
+            for file in files
+        )  # fmt: skip
+    check = Check(
+        "reports_written",
+        all(file.path.stat().st_size == file.bytes for file in files),
+        "Every report file is on disk in full.",
+        {"files": len(files), "bytes": sum(file.bytes for file in files), "run_id": run_id},
+    )
+    return Rendered(period, report.reconciliation_id, files, registered, len(report.faults), (check,))
+
+
+_REGISTER = text("""
+    INSERT INTO reports (period, name, sha256, bytes, reconciliation_id, made_at)
+    VALUES (:period, :name, :sha256, :bytes, :reconciliation_id, :now)
+    ON CONFLICT (period, name, sha256) DO NOTHING
+""")
+
+
+def _write(path: Path, content: bytes) -> ReportFile:
+    """Puts ``content`` at ``path``; readers see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:
+        handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(content)
+            os.replace(fresh, path)  # noqa: PTH105
+        except BaseException:
+            Path(fresh).unlink(missing_ok=True)
+            raise
+    return ReportFile(path.name, path, hashlib.sha256(content).hexdigest(), len(content))
