@@ -224,7 +224,7 @@ def env(state: Path | None, write: bool) -> None:
     """Start the embedded database if need be, and print the environment that `dg dev` and `dagster dev` want."""
     from clawbill_pipeline.ledger import embedded
     from clawbill_pipeline.ledger import migrate as run_migrations
-    from clawbill_pipeline.stack import dagster_url, write_private
+    from clawbill_pipeline.stack import write_private
 
     settings = settings_for(state)
     if settings.database_url is None:
@@ -236,7 +236,6 @@ def env(state: Path | None, write: bool) -> None:
         "CLAWBILL_STATE": str(settings.state.resolve()),
         "CLAWBILL_CATALOG": str(settings.catalog_file.resolve()),
         "CLAWBILL_DATABASE_URL": url,
-        "DAGSTER_POSTGRES_URL": dagster_url(url),
     }
     lines = "".join(f"{name}={value}\n" for name, value in values.items())
     if write:

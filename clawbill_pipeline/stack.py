@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from sqlalchemy import make_url
 
 from clawbill_pipeline import processes
 from clawbill_pipeline.ledger import embedded, migrate
@@ -61,7 +60,6 @@ class Stack:
             url = server.url()
         migrate(url)
         self.env["CLAWBILL_DATABASE_URL"] = url
-        self.env["DAGSTER_POSTGRES_URL"] = dagster_url(url)
 
     def openclaw(self, catalog: Path, now: int | None = None) -> str:
         """The stand-in for OpenClaw's rating engine; returns its address."""
@@ -151,11 +149,6 @@ def write_private(path: Path, content: str) -> None:
     fresh.touch(mode=0o600)
     fresh.write_text(content, encoding="utf-8")
     fresh.replace(path)
-
-
-def dagster_url(url: str) -> str:
-    """The same database for Dagster's own storage, whose driver must be psycopg2."""
-    return make_url(url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
 def shipped(name: str) -> Path:

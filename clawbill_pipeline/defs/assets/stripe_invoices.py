@@ -26,6 +26,10 @@ class Inbox(dg.Config):
         "stripe_invoices",
         check("events_handled", "Every landed event was applied, or is kept as one that needs no handling."),
         check("invoice_lines_add_up", "The lines of each invoice add up to its subtotal: no page of them is missing."),
+        check(
+            "stripe_took_everything",
+            "Stripe reported no rejected usage, no deactivated meter and no invoice that can't be finalised.",
+        ),
     ),
     metadata=table(tables.invoices),
 )

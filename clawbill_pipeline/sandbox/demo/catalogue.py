@@ -32,8 +32,7 @@ def catalogue_for(survey: Survey, first: datetime) -> str:
     effective = "2000-01-01T00:00:00Z"
     services: dict[str, Any] = {}
     prices: dict[str, Any] = {}
-    for found in survey.services:
-        name = found.name
+    for name, found in survey.services.items():
         services[name] = {"unit": _unit(name), "dimensions": list(found.dimensions)}
         if found.negative:
             services[name]["allow_negative"] = True

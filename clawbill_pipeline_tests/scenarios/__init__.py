@@ -1,0 +1,1 @@
+"""Whole stories, played by the real commands in processes of their own."""
