@@ -30,6 +30,7 @@ NO_SERVICE = "-"
 @dataclass(frozen=True)
 class Step:
     """One tenant's use of one service in one billing period, at each step; None where a step has not happened yet.
+    What was used but not delivered counts as 0 sent.
 
     ``metered_quantity`` is in the service's unit; ``rated_amount`` exact, ``invoiced_amount`` and ``paid_amount`` as
     on the invoice, in major units of ``currency``; ``sent`` and ``held_by_stripe`` in the currency where the service
@@ -42,7 +43,7 @@ class Step:
     service: str
     currency: str | None = None
     bill_by: str | None = None
-    metered_quantity: Decimal | None = None
+    metered_quantity: Decimal = ZERO
     rated_amount: Decimal | None = None
     sent: Decimal | None = None
     held_by_stripe: Decimal | None = None
@@ -77,7 +78,7 @@ class Step:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Step:
         """The step that ``as_json`` wrote."""
-        numbers = {name: None if row[name] is None else Decimal(row[name]) for name in _NUMBERS}
+        numbers: dict[str, Any] = {name: None if row[name] is None else Decimal(row[name]) for name in _NUMBERS}
         return cls(**{**row, **numbers})
 
 
@@ -165,7 +166,7 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
     for row in _rows(connection, scope, _RATED):
         step = steps.get((row.tenant_id, row.service)) or _blank(catalog, row.tenant_id, row.service)
         if step.currency in (None, row.currency):
-            put(row.tenant_id, row.service, rated_amount=row.amount, currency=row.currency)
+            put(row.tenant_id, row.service, rated_amount=row.amount, currency=row.currency, sent=ZERO)
     for row in _rows(connection, scope, _SENT):
         put(row.tenant_id, row.service, sent=_scaled(row.units, unit_scale(catalog, row.service)))
     for row in _rows(connection, scope, _HELD):

@@ -18,11 +18,11 @@ from clawbill_pipeline.usage.survey import Survey
 #: Made-up prices in USD a unit, so that there is something to bill. The longest prefix of the service's name wins.
 PRICES = {
     "": "0.001",
-    "tokens.": "0.000002",
-    "tokens.input": "0.0000005",
-    "tokens.output": "0.0000015",
-    "tokens.cache_read": "0.00000005",
-    "tokens.cache_write": "0.000000625",
+    "tokens.": "0.000004",
+    "tokens.input": "0.000003",
+    "tokens.output": "0.000015",
+    "tokens.cache_read": "0.0000003",
+    "tokens.cache_write": "0.00000375",
     "messages": "0",
 }
 
