@@ -364,6 +364,7 @@ class _Delivery:
             before = None
             after = row.value
         else:
+            await self._commit()  # an earlier revision may have been settled a moment ago
             before = await asyncio.to_thread(delivered_before, self.ledger, row)
             after = before + row.value
         if held == after:
@@ -400,11 +401,14 @@ class _Delivery:
             while not (finished.is_set() and not self._moves and not self._done):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(finished.wait(), _FLUSH_SECONDS)
-                async with self._claiming:
-                    await asyncio.to_thread(self._flush)
+                await self._commit()
         except asyncio.CancelledError:
             write_moves(self.ledger, self._moves, self.run_id)
             raise
+
+    async def _commit(self) -> None:
+        async with self._claiming:
+            await asyncio.to_thread(self._flush)
 
     def _flush(self) -> None:
         moves, done = self._moves, self._done
