@@ -35,6 +35,7 @@ from clawbill_pipeline.invoicing.fetching import Stripe
 from clawbill_pipeline.invoicing.rows import (
     debts,
     known_invoice,
+    lock_inbox,
     map_late,
     move_standing,
     newest_applied,
@@ -43,7 +44,6 @@ from clawbill_pipeline.invoicing.rows import (
 )
 from clawbill_pipeline.invoicing.states import Signal, of_invoice, of_subscription
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import (
     audit_trail,
     stripe_customers,
@@ -321,7 +321,7 @@ class _Work:
     def catch_up(self) -> None:
         """Does what events could not do that came before their customer was mapped to a tenant."""
         with self._ledger.transaction() as connection:
-            lock(connection, _INBOX)
+            lock_inbox(connection)
             map_late(connection)
             for row in _subscriptions_without_standing(connection):
                 status = json.loads(row.body)["data"]["object"].get("status") or ""
@@ -330,12 +330,9 @@ class _Work:
                 self._move(connection, row.tenant_id, signals, row.created, f"mapped:{row.customer_id}")
 
 
-_INBOX = "stripe inbox"
-
-
 def _ours(connection: Connection, inbox_id: int) -> bool:
     """Whether the event is ours to handle, until the transaction ends."""
-    lock(connection, _INBOX)
+    lock_inbox(connection)
     handled = stripe_events_handled.c.inbox_id
     return connection.scalar(select(handled).where(handled == inbox_id)) is None
 

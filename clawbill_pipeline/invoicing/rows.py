@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from clawbill_pipeline.invoicing.events import Invoice, Line
 from clawbill_pipeline.invoicing.states import Signal, Standing, owed, step
+from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import (
     invoice_lines,
     invoices,
@@ -20,6 +21,11 @@ from clawbill_pipeline.ledger.tables import (
     stripe_items,
     tenant_standing,
 )
+
+
+def lock_inbox(connection: Connection) -> None:
+    """One at a time for all that changes invoices and standings, until the transaction ends."""
+    lock(connection, "stripe inbox")
 
 
 def known_invoice(connection: Connection, invoice_id: str) -> Row[*tuple[Any, ...]] | None:
