@@ -37,7 +37,7 @@ class Misfit(ValueError):
         self.where = where
 
 
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,7})\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -70,7 +70,10 @@ def _on_the_hour(instant: datetime) -> datetime:
     return instant
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration, json_schema_input_type=Annotated[str, Field(pattern=rf"^{_DURATION.pattern}$")]),
+]
 Instant = Annotated[datetime, AfterValidator(_aware)]
 Currency = Annotated[str, AfterValidator(currency_code)]
 ServiceName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?$")]
@@ -102,14 +105,18 @@ class Calendar(Closed):
     @model_validator(mode="after")
     def _coherent(self) -> Calendar:
         if self.stripe_grace > timedelta(hours=72):
-            raise ValueError("stripe_grace is longer than the 72h that Stripe allows")
+            raise Misfit(("calendar", "stripe_grace"), "is longer than the 72h that Stripe allows; shorten it")
         if self.stripe_grace < self.late_window:
-            raise ValueError(
+            raise Misfit(
+                ("calendar", "stripe_grace"),
                 "stripe_grace is shorter than late_window: usage that is allowed to be late would miss its invoice; "
-                "raise stripe_grace or shorten late_window"
+                "raise stripe_grace or shorten late_window",
             )
         if self.late_window < self.metering_lag:
-            raise ValueError("late_window is shorter than metering_lag: a period's last hour could never be billed")
+            raise Misfit(
+                ("calendar", "late_window"),
+                "is shorter than metering_lag: a period's last hour could never be billed; raise it",
+            )
         return self
 
 
