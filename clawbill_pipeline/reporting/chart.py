@@ -55,7 +55,7 @@ def _spans(bars: Sequence[Bar]) -> list[tuple[float, float]]:
 def days_svg(days: Sequence[Day], shown: Shown, title: str) -> str:
     """A column a day; the first, the last and the highest are labelled."""
     high = max((float(day.amount) for day in days), default=0.0) or 1.0
-    step = 100 / max(len(days), 1)
+    step = min(100 / max(len(days), 1), 8)
     parts = []
     for number, day in enumerate(days):
         height = max(float(day.amount), 0.0) / high * 90
@@ -66,9 +66,8 @@ def days_svg(days: Sequence[Day], shown: Shown, title: str) -> str:
     if days:
         top = max(days, key=lambda day: day.amount)
         parts.append(f'<text x="0" y="12">highest: {top.day.isoformat()}, {escape(shown(top.amount))}</text>')
-        parts.append(f'<text x="0" y="128">{days[0].day.isoformat()}</text>')
-        if len(days) > 1:
-            parts.append(f'<text x="100%" y="128" class="amount">{days[-1].day.isoformat()}</text>')
+        first, last = days[0].day.isoformat(), days[-1].day.isoformat()
+        parts.append(f'<text x="0" y="128">{first if first == last else f"{first} to {last}"}</text>')
     told = "; ".join(f"{day.day.isoformat()} {shown(day.amount)}" for day in days)
     return _svg(parts, 134, title, told)
 

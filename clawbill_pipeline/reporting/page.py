@@ -42,6 +42,7 @@ thead th { background: var(--soft); border-top: 0; font-weight: 600; }
 tbody th { font-weight: 500; } tfoot td, tfoot th { font-weight: 650; border-top: 2px solid var(--line); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.loss { color: var(--loss); }
 td.w { white-space: normal; min-width: 260px; overflow-wrap: anywhere; }
+small { display: block; color: var(--quiet); font-size: 12px; }
 svg { display: block; overflow: visible; } svg text { fill: var(--ink); font-size: 13px; }
 svg text.amount { text-anchor: end; font-variant-numeric: tabular-nums; }
 svg .track { fill: var(--soft); } svg .level { fill: var(--level); } svg .gain { fill: var(--gain); }
@@ -141,21 +142,20 @@ def _waterfall(report: Report) -> str:
 def _breaks(report: Report) -> str:
     by_worth = sorted(report.open, key=lambda b: (b.standing != "fault", -abs(b.amount)))
     rows = [_break_row(b, report.as_of) for b in by_worth[:MOST_ROWS]]
-    heads = ["Tenant", "Service", "Hour (UTC)", "Step", "Cause", "Standing", "Currency", "Quantity", "Amount", "Age",
-             "Detail"]  # fmt: skip
-    return _table(
-        "Open differences", heads, rows, len(by_worth), "Largest first.", numeric={"Quantity", "Amount", "Age"}
-    )
+    heads = ["Tenant", "Service", "Hour (UTC)", "Cause", "Quantity", "Amount", "Age", "Detail"]
+    numeric = {"Quantity", "Amount", "Age"}
+    return _table("Open differences", heads, rows, len(by_worth), "Largest first.", numeric=numeric)
 
 
 def _break_row(b: Break, as_of: datetime) -> str:
     loss = " loss" if b.standing == "fault" and b.amount < 0 else ""
+    standing = "" if b.standing == "fault" else f", {b.standing}"
     return (
         f'<tr><th scope="row">{escape(b.tenant_id)}</th><td>{escape(b.service)}</td>'
-        f"<td>{_instant(b.hour) if b.hour else '–'}</td><td>{escape(b.step)}</td><td>{escape(b.cause)}</td>"
-        f"<td>{b.standing}</td><td>{escape(b.currency or '–')}</td>{_amount(b.quantity)}"
-        f'<td class="n{loss}">{_number(b.amount)}</td><td class="n">{_age(b.first_seen, as_of)}</td>'
-        f'<td class="w">{escape(b.detail)}</td></tr>'
+        f"<td>{_instant(b.hour) if b.hour else 'whole period'}</td>"
+        f"<td>{escape(b.cause)}<small>{escape(b.step)}{standing}</small></td>{_amount(b.quantity)}"
+        f'<td class="n{loss}">{_number(b.amount)} {escape(b.currency or "")}</td>'
+        f'<td class="n">{_age(b.first_seen, as_of)}</td><td class="w">{escape(b.detail)}</td></tr>'
     )
 
 

@@ -151,7 +151,8 @@ class Month:
                 "INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision,"
                 " metered_revision, basis, reason, quantity, amount, currency, asked_quantity, answered_amount,"
                 " period_start, answer, rate_card_version, latency_ms, rated_at, run_id) VALUES (:h, :t, :s, '', :h,"
-                " :revision, :revision, 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1, :at, 'r')",
+                " :revision, :revision, 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1,"
+                " :at, 'r')",
                 h=of_hour, t=tenant, s=service, revision=revision, q=quantity, currency=currency,
                 amount=quantity * PRICES[currency, service], start=self.start_of(tenant),
                 at=at or of_hour + timedelta(hours=1), reason="first" if revision == 1 else "late",

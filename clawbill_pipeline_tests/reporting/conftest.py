@@ -32,13 +32,16 @@ def month(ledger_url: str, tmp_path: Path) -> Iterator[Month]:
     month.bill()
     month.usage[late] = quantity
     month.usage["globex", "tokens", hour(13)] = Decimal(100_500)
+    month.land([("late", "globex", "tokens", hour(13), 500)], landed_at=END)
+    month.meter(revision=2, keys=[("globex", "tokens", hour(13))])
     month.rate([("globex", "tokens", hour(13))], revision=2, at=END + timedelta(minutes=3))
     month.held("osaka", "tokens", month.totals()["osaka", "tokens"] - 66_600_000)
     month.hold_hours("osaka", "tokens", h2=0)
+    month.run("UPDATE invoice_lines SET quantity = quantity - 66600000, amount = 333 WHERE tenant_id = 'osaka'")
     month.run("UPDATE invoices SET status = 'open', paid_at = NULL, amount_paid = 0 WHERE tenant_id = 'osaka'")
     month.run(
-        "INSERT INTO quarantine (source, uri, place, reason, field, detail, raw, tenant_id, quarantined_at)"
-        " VALUES ('logs', '-usage.jsonl', 'line 3, byte 70', 'not_a_number', 'quantity', 'write a decimal', '{}', 'acme', :at),"
+        "INSERT INTO quarantine (source, uri, place, reason, field, detail, raw, tenant_id, quarantined_at) VALUES"
+        " ('logs', '-usage.jsonl', 'line 3, byte 70', 'not_a_number', 'quantity', 'mend it', '{}', 'acme', :at),"
         " ('logs', '<b>x</b>.jsonl', 'line 1, byte 0', 'not_json', '', 'mend the line', '{', NULL, :at)",
         at=END - timedelta(days=1),
     )
