@@ -30,7 +30,7 @@ NO_SERVICE = "-"
 @dataclass(frozen=True)
 class Step:
     """One tenant's use of one service in one billing period, at each step; None where a step has not happened yet.
-    What was used but not delivered counts as 0 sent.
+    For a tenant of the catalogue nothing sent is 0, and nothing used is rated 0.
 
     ``metered_quantity`` is in the service's unit; ``rated_amount`` exact, ``invoiced_amount`` and ``paid_amount`` as
     on the invoice, in major units of ``currency``; ``sent`` and ``held_by_stripe`` in the currency where the service
@@ -166,7 +166,7 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
     for row in _rows(connection, scope, _RATED):
         step = steps.get((row.tenant_id, row.service)) or _blank(catalog, row.tenant_id, row.service)
         if step.currency in (None, row.currency):
-            put(row.tenant_id, row.service, rated_amount=row.amount, currency=row.currency, sent=ZERO)
+            put(row.tenant_id, row.service, rated_amount=row.amount, currency=row.currency)
     for row in _rows(connection, scope, _SENT):
         put(row.tenant_id, row.service, sent=_scaled(row.units, unit_scale(catalog, row.service)))
     for row in _rows(connection, scope, _HELD):
@@ -181,13 +181,18 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
                 rounding=rounding)  # fmt: skip
     for row in breaks:
         put(row.tenant_id, row.service, breaks=row.faults, waiting=row.waiting)
-    return [steps[key] for key in sorted(steps)]
+    return [_nothing_is_zero(steps[key]) for key in sorted(steps)]
+
+
+def _nothing_is_zero(step: Step) -> Step:
+    unused = step.currency is not None and not step.metered_quantity and step.rated_amount is None
+    return replace(step, rated_amount=ZERO) if unused else step
 
 
 def _blank(catalog: Catalog, tenant_id: str, service: str) -> Step:
     known = catalog.services.get(service)
     currency = catalog.currency(tenant_id) if tenant_id in catalog.tenants else None
-    return Step(tenant_id, service, currency, known.bill_by if known else None)
+    return Step(tenant_id, service, currency, known.bill_by if known else None, sent=ZERO if currency else None)
 
 
 def _rows(connection: Connection, scope: Scope, query: str) -> Sequence[Any]:

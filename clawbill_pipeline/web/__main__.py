@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from clawbill_pipeline.catalog import CatalogError, load
 from clawbill_pipeline.settings import Settings, SettingsError, is_live, refuse_live
+from clawbill_pipeline.web.readiness import readiness
 from clawbill_pipeline.web.server import serve
 
 
@@ -20,7 +22,8 @@ def main(host: str, port: int, port_file: Path | None) -> None:
     """Serve Stripe's webhook, health and reports."""
     try:
         settings = Settings.from_env()
-        serve(host, port, settings, live=takes_live_events(settings), port_file=port_file)
+        live = takes_live_events(settings)
+        serve(host, port, settings, live=live, port_file=port_file, ready=readiness(os.environ))
     except (CatalogError, SettingsError, OSError) as error:
         sys.exit(f"clawbill web: {error}")
 

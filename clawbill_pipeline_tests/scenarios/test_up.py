@@ -113,9 +113,8 @@ def test_schedules_and_sensors_are_running(running: Running) -> None:
 
 
 def test_forged_webhooks_are_refused(running: Running) -> None:
-    answer = httpx.post(
-        f"{running.web}/stripe/webhook", content=b"{}", headers={"Stripe-Signature": "t=1,v1=00"}, timeout=10
-    )
+    headers = {"Stripe-Signature": "t=1,v1=00", "Content-Type": "application/json"}
+    answer = httpx.post(f"{running.web}/stripe/webhook", content=b"{}", headers=headers, timeout=10)
     assert answer.status_code == 400
 
 
