@@ -60,7 +60,8 @@ SERVICE = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _NOT_FINITE = re.compile(r"[+-]?(?:s?nan|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII | re.IGNORECASE
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d(?::\d\d(?::\d\d(?:[.,]\d+)?)?)?(?:Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII | re.IGNORECASE,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Epoch numbers tell their unit by their size: seconds until the year 5138, then milli-, micro- and nanoseconds.
@@ -71,9 +72,9 @@ class Judge:
     """Turns claims into events by the rules of one catalogue at one moment."""
 
     def __init__(self, catalog: Catalog, now: datetime) -> None:
-        self._services = catalog.services
-        self._start = catalog.start
-        self._latest = now + AHEAD
+        self.services = catalog.services
+        self.start = catalog.start
+        self.latest = now + AHEAD
 
     def event(self, claims: Claims) -> Event:
         """The event that ``claims`` describe. Raises Fault."""
@@ -88,12 +89,12 @@ class Judge:
             )
         try:
             service = _text(claims.service, service_field, 64)
-            known = self._services.get(service)
+            known = self.services.get(service)
             if known is None:
                 raise Fault(
                     "unknown_service",
                     service_field,
-                    f"{service!r} is no service of the catalogue (there is {', '.join(self._services)}); "
+                    f"{service!r} is no service of the catalogue (there is {', '.join(self.services)}); "
                     "add it there, then replay this line",
                 )
             return Event(
@@ -110,19 +111,19 @@ class Judge:
 
     def _time(self, value: Any, name: str) -> datetime:
         time = instant(value, name)
-        if time < self._start:
+        if time < self.start:
             raise Fault(
                 "before_start",
                 name,
-                f"{time.isoformat()} is before the catalogue's start, {self._start.isoformat()}; "
+                f"{time.isoformat()} is before the catalogue's start, {self.start.isoformat()}; "
                 "move `start` back if it shall be billed, then replay this line",
             )
-        if time > self._latest:
+        if time > self.latest:
             raise Fault(
                 "in_the_future",
                 name,
                 f"{time.isoformat()} is more than {AHEAD.seconds // 60} minutes ahead of the time it was read at, "
-                f"{(self._latest - AHEAD).isoformat()}; correct the sender's clock, or replay this line then",
+                f"{(self.latest - AHEAD).isoformat()}; correct the sender's clock, or replay this line then",
             )
         return time
 

@@ -10,7 +10,17 @@ from typing import Any
 from clawbill_pipeline.usage.events import Claims, Fault
 from clawbill_pipeline.usage.inputs import Line
 
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal)
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(members)
+    if len(record) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Fault("ambiguous", "line", f"{twice[:80]!r} is in the record twice; nobody knows which one counts")
+    return record
+
+
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal, object_pairs_hook=_once)
 #: Where a CloudEvent says what a usage event needs.
 CLOUDEVENT_FIELDS = ("id", "subject", "type", "data.quantity", "time")
 
@@ -62,7 +72,7 @@ class JsonRecords:
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
         record = _object(record)
-        if "specversion" in record:
+        if record.get("specversion") is not None:
             return _cloud_event(record)
         nested = record.get("dimensions")
         return (

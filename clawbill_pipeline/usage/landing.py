@@ -6,34 +6,36 @@ transaction commits: the Parquet files are on disk before, and files that no led
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.catalog.sources import Source
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.results import Check
-from clawbill_pipeline.usage.events import Event, Fault, Judge
-from clawbill_pipeline.usage.inputs import Block, Format, Input, InputFault, Landing, Line
+from clawbill_pipeline.usage.bulk import repeated
+from clawbill_pipeline.usage.events import Judge
+from clawbill_pipeline.usage.inputs import Input, InputFault, Landing
 from clawbill_pipeline.usage.quarantine import Entry, masked, set_aside
+from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
 from clawbill_pipeline.usage.sources import inputs
 
-#: A landing ends with the block in which it has read so much.
-LANDING_BYTES = 128 * 1024 * 1024
+#: Files that may wait to be written: what they hold is in memory.
+BACKLOG = 16
+_UNIQUE = ("line", "byte_offset", "event_id", "quantity", "event_time")
 
 
 @dataclass(frozen=True)
@@ -63,104 +65,11 @@ def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id:
     land at once wait for one another, source by source. An input that can't be read stops no other one.
     """
     total = _Total()
-    judge = Judge(catalog, now)
-    for source in catalog.sources:
-        _land_source(source, catalog.folder, lake, ledger, judge, now, run_id, finished, total)
+    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as writer:
+        run = _Run(lake, ledger, Judge(catalog, now), now, run_id, finished, readers, writer, total)
+        for source in catalog.sources:
+            run.source(source, catalog.folder)
     return total.result()
-
-
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Batch:
-    """What one landing has read: events by hour, in columns, and what was set aside."""
-
-    source: str
-    uri: str
-    hours: dict[datetime, list[tuple[int, int, Event]]] = field(default_factory=dict)
-    aside: list[Entry] = field(default_factory=list)
-    digest: Any = field(default_factory=hashlib.sha256)
-    size: int = 0
-    position: str = ""
-    event_lines: int = 0
-    events: int = 0
-    skipped: int = 0
-
-    @property
-    def lines(self) -> int:
-        return self.event_lines + len(self.aside)
-
-    def read(self, block: Block, format: Format, judge: Judge) -> None:
-        self.digest.update(block.data)
-        self.size += len(block.data)
-        self.position = block.position
-        for line in block.lines():
-            self._read_line(line, format, judge)
-
-    def _read_line(self, line: Line, format: Format, judge: Judge) -> None:
-        try:
-            if line.fault is not None:
-                raise line.fault
-            records = format.records(line)
-        except Fault as fault:
-            self._set_aside(line.place, fault, format.raw(line))
-            return
-        for number, record in enumerate(records, 1):
-            try:
-                if isinstance(record, Fault):
-                    raise record
-                claims = format.claims(record)
-                # A line is taken whole or not at all: half of its usage would be a wrong bill.
-                events = [judge.event(claim) for claim in claims or ()]
-            except Fault as fault:
-                alone = len(records) == 1
-                place = line.place if alone else f"{line.place}, record {number}"
-                self._set_aside(place, fault, _shown(format, record) if record is not fault else format.raw(line))
-                continue
-            if claims is None:
-                self.skipped += 1
-                continue
-            self.event_lines += 1
-            self.events += len(events)
-            for event in events:
-                self.hours.setdefault(utc_hour(event.event_time), []).append((line.number, line.offset, event))
-
-    def _set_aside(self, place: str, fault: Fault, raw: bytes | str) -> None:
-        self.aside.append(
-            Entry(
-                self.source,
-                self.uri,
-                place,
-                fault.reason,
-                fault.field,
-                masked(fault.detail),
-                masked(raw),
-                fault.tenant_id,
-                None,
-            )
-        )
-
-
-def _shown(format: Format, record: Any) -> str:
-    return json.dumps(format.shown(record), default=str, ensure_ascii=False)
-
-
-def _batches(input: Input, landed: Sequence[Landing], source: str, judge: Judge, finished: bool) -> Iterator[_Batch]:
-    """What is new in an input, a landing at a time. Raises InputFault as the input does, after what may be kept."""
-    batch = _Batch(source, input.uri)
-    try:
-        for block in input.blocks(landed, finished=finished):
-            batch.read(block, input.format, judge)
-            if batch.size >= LANDING_BYTES and block.whole:
-                yield batch
-                batch = _Batch(source, input.uri)
-    except InputFault as fault:
-        if fault.keep and batch.position:
-            yield batch
-        raise
-    if batch.position:
-        yield batch
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -181,131 +90,139 @@ _LAND_HOUR = text(
 )
 
 
-def _land_source(
-    source: Source,
-    folder: Path,
-    lake: Lake,
-    ledger: Ledger,
-    judge: Judge,
-    now: datetime,
-    run_id: str,
-    finished: bool,
-    total: _Total,
-) -> None:
-    unchanged = _Unchanged(lake, source.name)
-    with ledger.transaction() as connection:
-        newest = {row.uri: (row.id, row.size) for row in connection.execute(_NEWEST, {"source": source.name})}
-    try:
-        for input in inputs(source, folder):
-            total.inputs += 1
-            try:
-                if newest.get(input.uri) and unchanged.holds(input, *newest[input.uri]):
-                    continue
-                _land_input(source.name, input, lake, ledger, judge, now, run_id, finished, unchanged, total)
-            except (OSError, sqlite3.Error) as error:
-                total.problem("unreadable", source.name, input.uri, str(error))
-    except OSError as error:
-        total.problem("unreadable", source.name, source.path, str(error))
-    unchanged.keep()
+@dataclass
+class _Run:
+    """One call of ``land``: what it works with, and what it has come to."""
+
+    lake: Lake
+    ledger: Ledger
+    judge: Judge
+    now: datetime
+    run_id: str
+    finished: bool
+    readers: ThreadPoolExecutor
+    writer: ThreadPoolExecutor
+    total: _Total
+
+    def source(self, source: Source, folder: Path) -> None:
+        unchanged = _Unchanged(self.lake, source.name)
+        with self.ledger.transaction() as connection:
+            newest = {row.uri: (row.id, row.size) for row in connection.execute(_NEWEST, {"source": source.name})}
+        try:
+            for input in inputs(source, folder):
+                self.total.inputs += 1
+                try:
+                    if input.uri not in newest or not unchanged.holds(input, *newest[input.uri]):
+                        self.input(source.name, input, unchanged)
+                except (OSError, sqlite3.Error) as error:
+                    self.total.problem("unreadable", source.name, input.uri, str(error))
+        except OSError as error:
+            self.total.problem("unreadable", source.name, source.path, str(error))
+        unchanged.keep()
+
+    def input(self, source: str, input: Input, unchanged: _Unchanged) -> None:
+        done: list[Batch] = []
+        fault: InputFault | None = None
+        stamp = input.stamp()
+        newest: int | None = None
+        reader = Reader(source, input, self.judge)
+        try:
+            with self.ledger.transaction() as connection:
+                lock(connection, "usage", source)
+                found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
+                landed = [Landing(*row) for row in found]
+                newest = landed[-1].id if landed else None
+                files: deque[Future[None]] = deque()
+                try:
+                    for batch in batches(input, landed, reader, self.readers, self.finished):
+                        landing_id = self._write(connection, source, input, batch, files)
+                        if landing_id is not None:
+                            newest = landing_id
+                            done.append(batch)
+                except InputFault as caught:
+                    if not caught.keep:
+                        raise
+                    fault = caught
+                while files:  # all must be on disk before the ledger says so
+                    files.popleft().result()
+        except InputFault as caught:
+            fault, done = caught, []
+        for batch in done:
+            self.total.add(batch)
+        if fault is None:
+            if newest is not None:
+                unchanged.remember(input.uri, newest, stamp)
+        elif fault.passing:
+            self.total.waiting += 1
+        else:
+            self.total.problem(fault.reason, source, input.uri, fault.detail)
+            raw = masked(fault.raw)
+            entry = Entry(source, input.uri, fault.place, fault.reason, "file", fault.detail, raw, None, None)
+            with self.ledger.transaction() as connection:
+                set_aside(connection, [entry], self.now)
+
+    def _write(
+        self, connection: Connection, source: str, input: Input, batch: Batch, files: deque[Future[None]]
+    ) -> int | None:
+        """Writes one landing; its id, or None where just this was landed before. Lets go of the batch's events."""
+        landing_id: int | None = connection.scalar(
+            _LAND,
+            {
+                "source": source,
+                "uri": input.uri,
+                "position": batch.position,
+                "size": input.size(),
+                "sha256": batch.digest.hexdigest(),
+                "lines": batch.lines,
+                "event_lines": batch.event_lines,
+                "events": batch.events,
+                "quarantined": len(batch.aside),
+                "skipped": batch.skipped,
+                "now": self.now,
+                "run_id": self.run_id,
+            },
+        )
+        if landing_id is None:
+            return None
+        rows = []
+        for hour, events in sorted(batch.hours.items()):
+            file = self.lake.events_file(hour, landing_id)
+            count = sum(part.num_rows for part in events)
+            rows.append({"landing_id": landing_id, "hour": hour, "events": count, "file": file})
+            while len(files) >= BACKLOG:
+                files.popleft().result()
+            path = self.lake.path(file)
+            files.append(self.writer.submit(_write_events, path, landing_id, source, input.uri, events))
+        batch.hours = {hour: [] for hour in batch.hours}
+        if rows:
+            connection.execute(_LAND_HOUR, rows)
+        set_aside(connection, [entry._replace(landing_id=landing_id) for entry in batch.aside], self.now)
+        return landing_id
 
 
-def _land_input(
-    source: str,
-    input: Input,
-    lake: Lake,
-    ledger: Ledger,
-    judge: Judge,
-    now: datetime,
-    run_id: str,
-    finished: bool,
-    unchanged: _Unchanged,
-    total: _Total,
-) -> None:
-    done: list[_Batch] = []
-    fault: InputFault | None = None
-    stamp = input.stamp()
-    newest: int | None = None
-    try:
-        with ledger.transaction() as connection:
-            lock(connection, "usage", source)
-            found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
-            landed = [Landing(*row) for row in found]
-            newest = landed[-1].id if landed else None
-            try:
-                for batch in _batches(input, landed, source, judge, finished):
-                    landing_id = _write(connection, lake, batch, input.size(), now, run_id)
-                    if landing_id is not None:
-                        newest = landing_id
-                        done.append(batch)
-            except InputFault as caught:
-                if not caught.keep:
-                    raise
-                fault = caught
-    except InputFault as caught:
-        fault, done = caught, []
-    for batch in done:
-        total.add(batch)
-    if fault is None:
-        if newest is not None:
-            unchanged.remember(input.uri, newest, stamp)
-    elif fault.passing:
-        total.waiting += 1
-    else:
-        total.problem(fault.reason, source, input.uri, fault.detail)
-        entry = Entry(source, input.uri, fault.place, fault.reason, "file", fault.detail, masked(fault.raw), None, None)
-        with ledger.transaction() as connection:
-            set_aside(connection, [entry], now)
-
-
-def _write(connection: Connection, lake: Lake, batch: _Batch, size: int, now: datetime, run_id: str) -> int | None:
-    """Writes one landing; its id, or None where just this was landed before."""
-    landing_id: int | None = connection.scalar(
-        _LAND,
-        {
-            "source": batch.source,
-            "uri": batch.uri,
-            "position": batch.position,
-            "size": size,
-            "sha256": batch.digest.hexdigest(),
-            "lines": batch.lines,
-            "event_lines": batch.event_lines,
-            "events": batch.events,
-            "quarantined": len(batch.aside),
-            "skipped": batch.skipped,
-            "now": now,
-            "run_id": run_id,
-        },
-    )
-    if landing_id is None:
-        return None
-    rows = []
-    for hour, events in sorted(batch.hours.items()):
-        file = lake.events_file(hour, landing_id)
-        _write_events(lake.path(file), landing_id, batch, events)
-        rows.append({"landing_id": landing_id, "hour": hour, "events": len(events), "file": file})
-    if rows:
-        connection.execute(_LAND_HOUR, rows)
-    set_aside(connection, [entry._replace(landing_id=landing_id) for entry in batch.aside], now)
-    return landing_id
-
-
-def _write_events(path: Path, landing_id: int, batch: _Batch, events: Sequence[tuple[int, int, Event]]) -> None:
-    numbers, offsets, rows = zip(*events, strict=True)
-    count = len(rows)
-    columns = [
-        pa.repeat(landing_id, count),
-        pa.repeat(batch.source, count),
-        pa.repeat(batch.uri, count),
-        pa.array(numbers, pa.int64()),
-        pa.array(offsets, pa.int64()),
-        *(
-            pa.array(values, EVENT_SCHEMA.field(name).type)
-            for name, values in zip(Event._fields, zip(*rows, strict=True), strict=True)
-        ),
-    ]
+def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Sequence[pa.RecordBatch]) -> None:
+    """Writes a file of EVENT_SCHEMA, and returns when it is on disk."""
+    table = pa.Table.from_batches(events).unify_dictionaries()
+    same = {
+        "landing_id": pa.repeat(landing_id, len(table)),
+        "source": repeated(source, len(table)),
+        "uri": repeated(uri, len(table)),
+    }
+    columns = {**same, **{name: table[name] for name in table.column_names}}
+    few = [name for name in EVENT_SCHEMA.names if name not in _UNIQUE]
     with path.open("wb") as file:
         pq.write_table(
-            pa.Table.from_arrays(columns, schema=EVENT_SCHEMA), file, compression="zstd", compression_level=1
+            pa.table(
+                [columns[name] for name in EVENT_SCHEMA.names],
+                schema=pa.schema([field.with_type(columns[field.name].type) for field in EVENT_SCHEMA]),
+            ),
+            file,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=few,
+            column_encoding={"line": "DELTA_BINARY_PACKED", "byte_offset": "DELTA_BINARY_PACKED"},
+            # The file's own types are those of EVENT_SCHEMA; Arrow's dictionaries are but how they were at hand.
+            store_schema=False,
         )
         file.flush()
         os.fsync(file.fileno())
@@ -357,7 +274,7 @@ class _Total:
     hours: set[datetime] = field(default_factory=set)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, batch: _Batch) -> None:
+    def add(self, batch: Batch) -> None:
         self.landings += 1
         self.lines += batch.lines
         self.event_lines += batch.event_lines

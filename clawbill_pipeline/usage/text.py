@@ -77,28 +77,28 @@ class TextBlock(NamedTuple):
         return self.kind not in ("long line", "piece")
 
     def lines(self) -> Iterator[Line]:
-        number, offset = self.start.line + 1, self.start.byte
         if self.kind == "document":
-            yield Line(number, offset, self.data)
-        elif self.kind == "lines":
-            for raw in self.data.split(b"\n"):
-                if len(raw) > LONGEST_LINE:
-                    yield _too_long(number, offset, raw)
-                elif raw and not raw.isspace():
-                    yield Line(number, offset, raw)
-                number += 1
-                offset += len(raw) + 1
+            yield Line(self.start.line + 1, self.start.byte, self.data)
         elif self.kind == "long line":
-            yield _too_long(number, offset, self.data)
+            yield self.line(0, 0, len(self.data))
+        elif self.kind == "lines":
+            begin = 0
+            for index, raw in enumerate(self.data.split(b"\n")):
+                if raw and not raw.isspace():
+                    yield self.line(index, begin, begin + len(raw))
+                begin += len(raw) + 1
 
-
-def _too_long(number: int, offset: int, raw: bytes) -> Line:
-    fault = Fault(
-        "line_too_long",
-        "line",
-        f"the line has more than {LONGEST_LINE:,} bytes; write one usage event a line, each with a line feed",
-    )
-    return Line(number, offset, raw[:_KEPT], fault)
+    def line(self, index: int, begin: int, end: int) -> Line:
+        """The line that is the ``index``th and lies in ``data[begin:end]``."""
+        number, offset = self.start.line + 1 + index, self.start.byte + begin
+        if end - begin <= LONGEST_LINE:
+            return Line(number, offset, self.data[begin:end])
+        fault = Fault(
+            "line_too_long",
+            "line",
+            f"the line has more than {LONGEST_LINE:,} bytes; write one usage event a line, each with a line feed",
+        )
+        return Line(number, offset, self.data[begin : begin + _KEPT], fault)
 
 
 class Text:

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.usage import landing, text
+from clawbill_pipeline.usage import landing, reading, text
 from clawbill_pipeline_tests.usage.conftest import check, line, quantities, record
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_gzip_file_is_not_read_in_part(place):
 
 def test_large_inputs_land_in_parts_each_with_its_own_books(place, monkeypatch):
     monkeypatch.setattr(text, "PIECE", 1000)
-    monkeypatch.setattr(landing, "LANDING_BYTES", 5000)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 5000)
     file = place.logs / "a.jsonl"
     file.write_bytes(b"".join(line(f"e{number}") for number in range(200)))
     landed = place.land()
