@@ -61,8 +61,10 @@ def _price(case: dict[str, Any], model: str, params: Params, **fields: Any) -> P
     if factors:
         rounding = _ROUND[params.get("round", "none")]
         common["convert"] = {**factors, "round": rounding, "decimals": params.get("precision", 0) if rounding else 0}
-    if "zero_usage" in case.get("policy", ""):
-        common["charge_flat_on_zero"] = case["policy"] == "zero_usage_bills_first_flat"
+    policy = set((case.get("policy") or "").split("_"))
+    if "zero" in policy:
+        # zero_usage_bills_first_flat, or that it bills nothing, no flat amount, ...
+        common["charge_flat_on_zero"] = "flat" in policy and not policy & {"no", "not", "nothing", "without", "never"}
     if model == "capacity":
         del common["included"]
     return _PRICE.validate_python({"model": model, **common, **fields})

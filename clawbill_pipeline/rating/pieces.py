@@ -44,12 +44,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """All pieces of a price, for quantities above 0; ``zero`` is the amount of none. Then the limits, in this order."""
+    """All pieces of a price, for quantities above 0; ``zero`` is the amount of none. Then the limits, in this order.
+
+    ``floor`` is None where no amount can fall below zero or a minimum.
+    """
 
     pieces: tuple[Piece, ...]
     zero: Decimal
     cap: Decimal | None
-    floor: Decimal
+    floor: Decimal | None
 
 
 def pieces_of(price: Price, part: str | None = None) -> Pieces | None:
@@ -82,7 +85,8 @@ def _inner(price: Price, part: str | None) -> list[Piece]:
 def _limited(price: Price, inner: list[Piece], zero: Decimal) -> Pieces:
     keep, off = _discount(price.discounts)
     pieces = tuple(replace(piece, base=piece.base * keep - off, unit=piece.unit * keep) for piece in inner)
-    return Pieces(pieces, zero, price.maximum, price.minimum or ZERO)
+    floor = price.minimum or (ZERO if off else None)
+    return Pieces(pieces, zero, price.maximum, floor)
 
 
 def _discount(discounts: Iterable[Discount]) -> tuple[Decimal, Decimal]:

@@ -27,8 +27,10 @@ from clawbill_pipeline.rating.pieces import Piece, Pieces, pieces_of
 PLACES = 20
 _LIMIT = Decimal(10) ** (38 - PLACES)
 _FINE = PLACES - SCALE
+#: Quantities from here on are the engine's, as are those at which an amount could reach its limit.
+_MOST = Decimal(10) ** (38 - SCALE) - 1
 #: Steps are counted in whole millionths of millionths of a unit, and those must fit DECIMAL(38, 12) too.
-_MOST_IN_STEPS = Decimal(10) ** (38 - 2 * SCALE)
+_MOST_IN_STEPS = Decimal(10) ** (38 - 2 * SCALE) - 1
 _ULP = Decimal(1).scaleb(-SCALE)
 
 _AMOUNT = pa.decimal128(38, PLACES)
@@ -48,31 +50,28 @@ _PIECES = pa.schema(
 )
 _RATED = pa.struct([("amount", _AMOUNT), ("error", pa.string())])
 
-# A row has exactly one piece. The engine's function rates what has none, and says why where it can't.
+# A row has at most one piece; one without goes through the engine, which says why where it can't rate it either.
+# Only the ways to an amount that the table of pieces uses are in the query.
 _SQL = """
 CREATE TEMP VIEW {view} AS
-SELECT u.*,
-       greatest(least(p.base + CASE
-           WHEN p.step IS NOT NULL THEN
-               ((u.quantity * 1000000000000)::HUGEINT + p.shift::HUGEINT) // p.step::HUGEINT * p.unit
-           WHEN p.fine_unit IS NOT NULL THEN u.quantity * p.fine_unit
-           ELSE u.quantity::HUGEINT * p.unit
-       END, p.cap), p.floor)::DECIMAL(38, 20) AS amount,
-       NULL::VARCHAR AS error
-FROM ({usage}) AS u
-JOIN {pieces} AS p ON u.price = p.price AND u.quantity > p.above AND (u.quantity <= p.up_to OR p.up_to IS NULL)
-UNION ALL
-SELECT * EXCLUDE (rated), rated.amount, rated.error
+SELECT * EXCLUDE (amount, rated),
+       CASE WHEN amount IS NULL THEN rated.amount ELSE amount END AS amount,
+       CASE WHEN amount IS NULL THEN rated.error END AS error
 FROM (
-    SELECT u.*, {engine}(u.price, u.quantity) AS rated
-    FROM ({usage}) AS u
-    WHERE u.quantity IS NULL OR u.quantity < 0 OR u.price IS NULL OR u.price NOT IN (SELECT price FROM {pieces})
+    SELECT *, CASE WHEN amount IS NULL THEN {engine}(price, quantity) END AS rated
+    FROM (
+        SELECT u.*, ({amount})::DECIMAL(38, 20) AS amount
+        FROM ({usage}) AS u
+        LEFT JOIN {pieces} AS p ON u.price = p.price AND u.quantity > p.above AND u.quantity <= p.up_to
+    )
 )
 """
-_RANGE = """
-SELECT price, max(quantity) AS most, bool_and(quantity = trunc(quantity)) AS whole
-FROM ({usage}) WHERE quantity >= 0 AND price IS NOT NULL GROUP BY price
-"""
+_WAYS = {
+    "step": "WHEN p.step IS NOT NULL THEN "
+    "((u.quantity * 1000000000000)::HUGEINT + p.shift::HUGEINT) // p.step::HUGEINT * p.unit",
+    "fine_unit": "WHEN p.fine_unit IS NOT NULL THEN u.quantity * p.fine_unit",
+    "unit": "WHEN p.unit IS NOT NULL AND u.quantity = trunc(u.quantity) THEN u.quantity::HUGEINT * p.unit",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +87,12 @@ def rated(db: duckdb.DuckDBPyConnection, usage: str, prices: Mapping[str, Priced
     """The name of a view over ``usage``, inside the block, with ``amount`` (DECIMAL(38,20), major units) and ``error``.
 
     ``usage`` is a query of this connection with columns ``price``, a key of ``prices``, and ``quantity``,
-    DECIMAL(38,12); what else it has is passed through. It is run twice (once for the range of quantities), so it must
-    give the same rows again. Each row has an amount or an error; a negative quantity is the engine's to judge.
+    DECIMAL(38,12); what else it has is passed through. Each row has an amount or an error; a negative quantity is the
+    engine's to judge.
     """
     name = f"rated_{uuid.uuid4().hex}"
-    # Names of our own making and the caller's query: there is no foreign text in this SQL.
-    ranges = {price: (most, whole) for price, most, whole in db.sql(_RANGE.format(usage=usage)).fetchall()}
-    rows = [row for key in ranges.keys() & prices.keys() for row in _rows(key, prices[key], *ranges[key])]
-    table = pa.Table.from_pylist(rows, schema=_PIECES)
-    db.register(f"{name}_rows", table)
+    rows = [row for key, priced in prices.items() for row in _rows(key, priced)]
+    db.register(f"{name}_rows", pa.Table.from_pylist(rows, schema=_PIECES))
     db.execute(f"CREATE TEMP TABLE {name}_pieces AS FROM {name}_rows")
     db.unregister(f"{name}_rows")
     db.create_function(
@@ -108,7 +104,9 @@ def rated(db: duckdb.DuckDBPyConnection, usage: str, prices: Mapping[str, Priced
         null_handling=SPECIAL,
     )
     try:
-        db.execute(_SQL.format(view=name, usage=usage, pieces=f"{name}_pieces", engine=f"{name}_engine"))
+        # Names of our own making and the caller's query: there is no foreign text in this SQL.
+        query = {"usage": usage, "pieces": f"{name}_pieces", "engine": f"{name}_engine", "amount": _amount(rows)}
+        db.execute(_SQL.format(view=name, **query))
         yield name
     finally:
         db.execute(f"DROP VIEW IF EXISTS {name}")
@@ -116,47 +114,50 @@ def rated(db: duckdb.DuckDBPyConnection, usage: str, prices: Mapping[str, Priced
         db.execute(f"DROP TABLE {name}_pieces")
 
 
-def _rows(key: str, priced: Priced, most: Decimal, whole: bool) -> list[dict[str, object]]:
-    """The price's rows in the table of pieces; none if it has no table, or one that 38 digits can't hold."""
+def _amount(rows: list[dict[str, object]]) -> str:
+    ways = " ".join(way for column, way in _WAYS.items() if any(column in row for row in rows))
+    amount = f"p.base + CASE {ways} END" if ways else "p.base"
+    # Not least and greatest: of an amount that is not there, they would make the limit itself.
+    for column, beyond in (("cap", "<"), ("floor", ">")):
+        if any(row[column] is not None for row in rows):
+            amount = f"CASE WHEN p.{column} {beyond} {amount} THEN p.{column} ELSE {amount} END"
+    return amount
+
+
+def _rows(key: str, priced: Priced) -> list[dict[str, object]]:
+    """The price's rows in the table of pieces. What is missing, or too long for 38 digits, is left to the engine."""
     found = pieces_of(priced.price, priced.part)
     if found is None:
         return []
     zero = Piece(-_ULP, ZERO, found.zero, ZERO)
-    rows: list[dict[str, object]] = []
     with exactly():
-        for piece in (zero, *found.pieces):
-            if piece.above >= most and piece is not zero:
-                break
-            row = _row(key, piece, found, most, whole)
-            if row is None:
-                return []
-            rows.append(row)
-    return rows
+        rows = (_row(key, piece, found) for piece in (zero, *found.pieces))
+        return [row for row in rows if row is not None]
 
 
-def _row(key: str, piece: Piece, of: Pieces, most: Decimal, whole: bool) -> dict[str, object] | None:
-    units, unit = most, "unit"
-    step: dict[str, object] = {}
+def _row(key: str, piece: Piece, of: Pieces) -> dict[str, object] | None:
+    unit, step, most = "unit", dict[str, object](), _MOST
     if piece.step is not None:
         size, start = piece.step.scaleb(SCALE), piece.start.scaleb(SCALE)
-        if size % 1 or start % 1 or most >= _MOST_IN_STEPS:
-            return None
         extra = {"up": size - 1, "down": ZERO, "half_up": size // 2}[piece.rounding]
-        step = {"step": _placed(size, 0), "shift": _placed(extra - start, 0)}
-        units = most // piece.step + 1
-    elif not whole:
+        if size % 1 or start % 1:
+            return None
+        step, most = {"step": _placed(size, 0), "shift": _placed(extra - start, 0)}, _MOST_IN_STEPS
+    elif _fits(piece.unit, _FINE):
         unit = "fine_unit"
-    places = PLACES if unit == "unit" else _FINE
-    top = max(abs(piece.base) + units * piece.unit, of.floor)
-    if top >= _LIMIT or not _fits(piece.unit, places) or not _fits(piece.base, PLACES):
+    left = _LIMIT - max(abs(piece.base), of.floor or ZERO)
+    if piece.unit:
+        # One step is kept back: the last one that has begun counts in full.
+        most = min(most, (left // piece.unit - 1) * (piece.step or 1))
+    above, up_to = _cut(piece.above), _cut(most if piece.up_to is None else min(piece.up_to, most))
+    if above >= up_to or left <= 0 or not _fits(piece.unit, PLACES) or not _fits(piece.base, PLACES):
         return None
     return {
         "price": key,
-        # Quantities have 12 places, so a finer bound cuts them where its first 12 places do.
-        "above": _cut(piece.above),
-        "up_to": None if piece.up_to is None or piece.up_to >= most else _cut(piece.up_to),
+        "above": above,
+        "up_to": up_to,
         "base": _placed(piece.base, PLACES),
-        unit: _placed(piece.unit, places),
+        unit: _placed(piece.unit, PLACES if unit == "unit" else _FINE),
         **step,
         "cap": None if of.cap is None or of.cap >= _LIMIT else of.cap,
         "floor": of.floor,
@@ -164,6 +165,7 @@ def _row(key: str, piece: Piece, of: Pieces, most: Decimal, whole: bool) -> dict
 
 
 def _cut(bound: Decimal) -> Decimal:
+    # Quantities have 12 places, so a finer bound cuts them where its first 12 places do.
     return _placed(bound - bound % _ULP, SCALE)
 
 
