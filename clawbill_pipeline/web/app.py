@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -15,8 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clawbill_pipeline.clock import clock_of
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
+from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline.web.health import Health, Ready
 from clawbill_pipeline.web.landing import InboxWriter
+from clawbill_pipeline.web.portal import Portal
 from clawbill_pipeline.web.reports import Reports
 from clawbill_pipeline.web.webhook import Webhook
 
@@ -29,11 +32,18 @@ _HEADERS = {
 }
 
 
-def create_app(settings: Settings, ledger: Ledger, *, live: bool, ready: Ready | None = None) -> Starlette:
+def create_app(
+    settings: Settings,
+    ledger: Ledger,
+    *,
+    live: bool,
+    ready: Ready | None = None,
+    portal_token: SecretStr | None = None,
+) -> Starlette:
     """The web app over ``ledger``. ``live``: take live events only; otherwise test events only.
 
-    ``ready`` names further parts that health depends on; it is called in a thread. Counts of what the webhook took
-    and refused are in ``app.state.counts``.
+    ``ready`` names further parts that health depends on; it is called in a thread. The customer portal is there once
+    it has a token and a Stripe key. Counts of what the webhook took and refused are in ``app.state.counts``.
     """
     counts: Counter[str] = Counter()
     writer = InboxWriter(ledger.engine, counts)
@@ -47,12 +57,17 @@ def create_app(settings: Settings, ledger: Ledger, *, live: bool, ready: Ready |
         await writer.close()
         ledger.dispose()
 
+    routes = [
+        Route("/stripe/webhook", webhook.__call__, methods=["POST"]),
+        Route("/healthz", health.__call__, methods=["GET"]),
+        Route("/reports/{period}/{name:path}", reports.__call__, methods=["GET"]),
+    ]
+    if portal_token and settings.stripe_key:
+        api = StripeApi(settings.stripe_key, settings.stripe_api_base)
+        portal = Portal(ledger, api, portal_token, settings.web_url)
+        routes.append(Route("/tenants/{tenant_id}/portal", portal.__call__, methods=["GET"]))
     app = Starlette(
-        routes=[
-            Route("/stripe/webhook", webhook.__call__, methods=["POST"]),
-            Route("/healthz", health.__call__, methods=["GET"]),
-            Route("/reports/{period}/{name:path}", reports.__call__, methods=["GET"]),
-        ],
+        routes=routes,
         middleware=[Middleware(SafeHeaders)],
         lifespan=lifespan,
     )

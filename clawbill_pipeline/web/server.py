@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from pydantic import SecretStr
 
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
@@ -14,14 +15,21 @@ from clawbill_pipeline.web.health import Ready
 
 
 def serve(
-    host: str, port: int, settings: Settings, *, live: bool, port_file: Path | None = None, ready: Ready | None = None
+    host: str,
+    port: int,
+    settings: Settings,
+    *,
+    live: bool,
+    port_file: Path | None = None,
+    ready: Ready | None = None,
+    portal_token: SecretStr | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; open requests are finished first. Port 0 is a free one.
 
     The port is written to ``port_file`` once connections are accepted. Raises OSError where the port is taken, and
     SettingsError without a database URL.
     """
-    app = create_app(settings, Ledger(settings.need_database()), live=live, ready=ready)
+    app = create_app(settings, Ledger(settings.need_database()), live=live, ready=ready, portal_token=portal_token)
     config = uvicorn.Config(
         app,
         # No access log: addresses may hold secrets. No proxy headers: reports trust where a connection comes from.
