@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from itertools import count
 from urllib.parse import unquote
@@ -19,25 +21,35 @@ from starlette.routing import Route as HttpRoute
 from starlette.types import Receive, Scope, Send
 
 from clawbill_pipeline.sandbox.stripe import (
+    adjustments,
+    credit_notes,
     customers,
     event_summaries,
     events,
+    invoice_items,
     invoices,
     invoicing,
     meter_events,
+    meter_stream,
     meters,
+    payments,
     portal,
     prices,
     products,
+    rejections,
     renewal,
     subscription_items,
     subscriptions,
+    thin_events,
+    usage_records,
     webhooks,
 )
 from clawbill_pipeline.sandbox.stripe.clock import Clock
 from clawbill_pipeline.sandbox.stripe.core import CURRENT, LEGACY, Call, Document, Route, expanded
 from clawbill_pipeline.sandbox.stripe.errors import ApiError
+from clawbill_pipeline.sandbox.stripe.faults import Faults, HungUp
 from clawbill_pipeline.sandbox.stripe.form import decode
+from clawbill_pipeline.sandbox.stripe.limits import Limiter
 from clawbill_pipeline.sandbox.stripe.store import Store
 
 # The busiest route first: Starlette tries them in order.
@@ -45,7 +57,10 @@ ROUTES: list[Route] = [
     route
     for module in (
         meter_events,
+        meter_stream,
         event_summaries,
+        adjustments,
+        usage_records,
         meters,
         customers,
         products,
@@ -53,7 +68,10 @@ ROUTES: list[Route] = [
         subscriptions,
         subscription_items,
         invoices,
+        invoice_items,
+        credit_notes,
         events,
+        thin_events,
         webhooks,
         portal,
     )
@@ -62,6 +80,9 @@ ROUTES: list[Route] = [
 EFFECTS: dict[str, Callable[[Call, str], None]] = {
     "subscription": renewal.due,
     "invoice_finalize": invoicing.finalize_due,
+    "invoice_charge": payments.charge_due,
+    "invoice_overdue": payments.overdue,
+    "meter_report": rejections.report,
 }
 #: Stripe forgets idempotency keys after a day.
 _KEY_SECONDS = 86_400
@@ -73,7 +94,10 @@ class Api:
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self.keys_in_use: set[tuple[str, str]] = set()
+        self.faults = Faults()
+        self.limiter = Limiter()
+        #: Idempotency keys and (customer, meter) pairs that a call works on now.
+        self.under_way: set[tuple[str, ...]] = set()
         self._run = secrets.token_hex(3)
         self._requests = count(1)
 
@@ -82,6 +106,17 @@ class Api:
 
     def new_request_id(self) -> str:
         return f"req_{self._run}{next(self._requests):08d}"
+
+    @contextmanager
+    def taken(self, what: tuple[str, ...], refusal: Callable[[], ApiError]) -> Iterator[None]:
+        """Works on ``what`` alone; raises the refusal where another call does."""
+        if what in self.under_way:
+            raise refusal()
+        self.under_way.add(what)
+        try:
+            yield
+        finally:
+            self.under_way.discard(what)
 
 
 class _Endpoint:
@@ -93,75 +128,85 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        request_id = self._api.new_request_id()
-        headers: dict[str, str] = {}
+        headers = {"request-id": self._api.new_request_id()}
         try:
-            status, body = await self._answer(request, request_id, headers)
+            status, body = await self._answer(request, headers)
         except ApiError as error:
             status, body = error.status, _encoded(error.body())
             headers.update(error.headers)
-        await _respond(send, status, body, {**headers, "request-id": request_id})
+        except HungUp:
+            return
+        await _respond(send, status, body, headers)
 
-    async def _answer(self, request: Request, request_id: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        account = authenticated(request.headers.get("authorization"))
-        version = request.headers.get("stripe-version", CURRENT)
-        _check_version(version, self._route)
-        headers["stripe-version"] = version
+    async def _answer(self, request: Request, headers: dict[str, str]) -> tuple[int, bytes]:
+        api, route = self._api, self._route
+        call = Call(api.store, api.clock, self._account(request), request_id=headers["request-id"])
+        call.version = headers["stripe-version"] = request.headers.get("stripe-version", CURRENT)
+        _check_version(call.version, route)
         if "stripe-account" in request.headers:
-            raise ApiError(
-                403, "The provided key does not have access to the account of Stripe-Account.", code="account_invalid"
-            )
+            message = "The provided key does not have access to the account of Stripe-Account."
+            raise ApiError(403, message, code="account_invalid")
         body = await request.body()
-        is_get = request.method != "POST"
-        raw = request.scope["query_string"].decode() if is_get else body.decode()
-        key = None if request.method == "GET" else request.headers.get("idempotency-key")
-        if key is None:
-            return await self._perform(
-                Call(self._api.store, self._api.clock, account, version, request_id), request, raw
-            )
-        headers["idempotency-key"] = key
-        return await self._perform_once(account, version, request_id, key, request, raw, headers)
+        raw = body.decode() if request.method == "POST" else request.scope["query_string"].decode()
+        fault = api.faults.chosen(call.account, request.method, request.url.path) if api.faults.all else None
+        with ExitStack() as held:
+            if request.method != "GET" and "idempotency-key" in request.headers:
+                key = call.idempotency_key = headers["idempotency-key"] = request.headers["idempotency-key"]
+                held.enter_context(api.taken(("key", call.account, key), lambda: _key_in_use(key)))
+            params = route.contract.check(decode(raw) if route.contract.form else _json(raw))
+            if route.alone:
+                rate = call.store.setting(call.account, "meter_calls_per_second", None)
+                if rate is not None:
+                    api.limiter.take(call.account, rate, time.monotonic())
+                if call.store.setting(call.account, "one_call_per_customer_and_meter", True):
+                    held.enter_context(api.taken(("alone", call.account, *route.alone(params)), _not_alone))
+            if fault and fault.when == "before":
+                await api.faults.happen(fault, request.receive)
+            answer = await self._perform_once(call, request, raw, params, headers)
+            if fault and fault.when == "after":
+                await api.faults.happen(fault, request.receive)
+            return answer
+
+    def _account(self, request: Request) -> str:
+        authorization = request.headers.get("authorization")
+        if self._route.by_session:
+            token = (authorization or "").removeprefix("Bearer ")
+            return meter_stream.account_of_session(self._api.store, token, self._api.clock.now())
+        return authenticated(authorization)
 
     async def _perform_once(
-        self, account: str, version: str, request_id: str, key: str, request: Request, raw: str, headers: dict[str, str]
+        self, call: Call, request: Request, raw: str, params: Document, headers: dict[str, str]
     ) -> tuple[int, bytes]:
-        store, now = self._api.store, self._api.clock.now()
+        if call.idempotency_key is None:
+            return await self._perform(call, request, params, "")
         fingerprint = sha256(f"{request.method} {request.url.path}\n{raw}".encode()).hexdigest()
         sql = "SELECT request, status, body FROM idempotency WHERE account = ? AND key = ? AND at > ?"
-        known = store.db.execute(sql, (account, key, now - _KEY_SECONDS)).fetchone()
-        if known is not None:
-            if known["request"] != fingerprint:
-                raise ApiError(
-                    400,
-                    "Keys for idempotent requests can only be used with the same parameters they were first used with."
-                    f" Try using a key other than '{key}' if you meant to execute a different request.",
-                    kind="idempotency_error",
-                )
-            headers["idempotent-replayed"] = "true"
-            await store.durable()
-            return known["status"], known["body"]
-        if (account, key) in self._api.keys_in_use:
-            raise ApiError(
-                409,
-                f"There is currently another in-progress request using this Idempotent Key ({key}).",
-                kind="idempotency_error",
-                code="idempotency_key_in_use",
+        values = (call.account, call.idempotency_key, call.now - _KEY_SECONDS)
+        known = call.store.db.execute(sql, values).fetchone()
+        if known is None:
+            return await self._perform(call, request, params, fingerprint)
+        if known["request"] != fingerprint:
+            message = (
+                "Keys for idempotent requests can only be used with the same parameters they were first used with."
+                f" Try using a key other than '{call.idempotency_key}' if you meant to execute a different request."
             )
-        self._api.keys_in_use.add((account, key))
-        try:
-            call = Call(store, self._api.clock, account, version, request_id, key)
-            return await self._perform(call, request, raw, fingerprint)
-        finally:
-            self._api.keys_in_use.discard((account, key))
+            raise ApiError(400, message, kind="idempotency_error")
+        headers["idempotent-replayed"] = "true"
+        await call.store.durable()
+        return known["status"], known["body"]
 
-    async def _perform(self, call: Call, request: Request, raw: str, fingerprint: str = "") -> tuple[int, bytes]:
+    async def _perform(self, call: Call, request: Request, params: Document, fingerprint: str) -> tuple[int, bytes]:
         route = self._route
-        params = route.contract.check(decode(raw) if route.contract.form else _json(raw))
         status, body = 200, b""
         try:
             with call.store.savepoint():
-                answer = route.handler(call, params, **{k: unquote(v) for k, v in request.path_params.items()})
-                body = _encoded(expanded(call, answer, params.get("expand", [])))
+                try:
+                    answer = route.handler(call, params, **{k: unquote(v) for k, v in request.path_params.items()})
+                    body = _encoded(expanded(call, answer, params.get("expand", [])))
+                except ApiError as error:
+                    if not error.effects_stay:
+                        raise
+                    status, body = error.status, _encoded(error.body())
         except ApiError as error:
             if not error.kept:
                 raise
@@ -193,6 +238,16 @@ def authenticated(authorization: str | None) -> str:
 def account_of(key: str) -> str:
     """``acct_…`` of a key; the key itself is never kept."""
     return f"acct_{sha256(key.encode()).hexdigest()[:16]}"
+
+
+def _key_in_use(key: str) -> ApiError:
+    message = f"There is currently another in-progress request using this Idempotent Key ({key})."
+    return ApiError(409, message, kind="idempotency_error", code="idempotency_key_in_use")
+
+
+def _not_alone() -> ApiError:
+    message = "Stripe takes one call at a time for each customer and meter. Another one is under way."
+    return ApiError(429, message, code="rate_limit", headers={"stripe-rate-limited-reason": "resource-specific"})
 
 
 async def not_found(request: Request, exc: Exception) -> Response:

@@ -98,14 +98,19 @@ class _Closing:
     def _closed_dict(self, kind: Any) -> Any:
         if kind not in self.done:
             names = vars(sys.modules["stripe._request_options"]) | {"StripeContext": str}
+            for base in getattr(kind, "__orig_bases__", ()):
+                names |= vars(sys.modules.get(base.__module__, types))
             names |= vars(sys.modules[kind.__module__])
             fields: dict[str, Any] = {}
             for name, hint in get_type_hints(kind, names, include_extras=True).items():
                 # Options such as api_key travel as headers, never as parameters.
                 if name in _REQUEST_OPTIONS and kind.__optional_keys__ >= _REQUEST_OPTIONS:
                     continue
-                marker = NotRequired if name in kind.__optional_keys__ else Required
-                inner = get_args(hint)[0] if get_origin(hint) in _MARKERS else hint
+                # A module with postponed annotations tells its optional keys in the resolved hint alone.
+                origin: Any = get_origin(hint)
+                inner = get_args(hint)[0] if origin in _MARKERS else hint
+                optional = origin is NotRequired if origin in _MARKERS else name in kind.__optional_keys__
+                marker: Any = NotRequired if optional else Required
                 fields[name] = marker[self.close(inner)]
             closed = _typed_dict(kind.__name__, fields)
             closed.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)

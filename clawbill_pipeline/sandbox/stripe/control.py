@@ -6,7 +6,7 @@ A call is about the account of the ``Authorization`` header's test key, and abou
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from clawbill_pipeline.sandbox.stripe.app import Api, authenticated
 from clawbill_pipeline.sandbox.stripe.core import Call
 from clawbill_pipeline.sandbox.stripe.delivery import Delivery
 from clawbill_pipeline.sandbox.stripe.errors import ApiError
+from clawbill_pipeline.sandbox.stripe.faults import Fault
 from clawbill_pipeline.sandbox.stripe.webhooks import register
 
 _EVERY_ACCOUNT = "*"
@@ -41,12 +42,25 @@ class WebhookRequest(_Strict):
     thin: bool = False
 
 
+class PaymentsRequest(_Strict):
+    """How charges of a customer go from now on."""
+
+    customer: str
+    outcome: Literal["succeed", "fail"]
+
+
 class SettingsRequest(_Strict):
     """What an account can be set to; what is left out stays."""
 
     invoice_grace_seconds: int | None = Field(default=None, ge=0, le=72 * 3_600)
     summary_delay_seconds: int | None = Field(default=None, ge=0)
+    rejection_delay_seconds: int | None = Field(default=None, ge=0)
+    one_call_per_customer_and_meter: bool | None = None
+    after_failed_payments: Literal["past_due", "unpaid", "canceled"] | None = None
+    meter_calls_per_second: int | None = Field(default=None, ge=1)
     webhook_retry_seconds: float | None = Field(default=None, gt=0)
+    webhook_shuffle_seconds: float | None = Field(default=None, ge=0)
+    webhook_duplicates: float | None = Field(default=None, ge=0, le=1)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -67,6 +81,10 @@ class Control:
             Route("/_sandbox/webhooks", _answering(self.add_webhook), methods=["POST"]),
             Route("/_sandbox/webhooks/flush", _answering(self.flush), methods=["POST"]),
             Route("/_sandbox/settings", _answering(self.settings), methods=["POST"]),
+            Route("/_sandbox/payments", _answering(self.set_payments), methods=["POST"]),
+            Route("/_sandbox/faults", _answering(self.add_fault), methods=["POST"]),
+            Route("/_sandbox/faults", _answering(self.list_faults), methods=["GET"]),
+            Route("/_sandbox/faults", _answering(self.clear_faults), methods=["DELETE"]),
             Route("/_sandbox/stats", _answering(self.stats), methods=["GET"]),
         ]
 
@@ -112,6 +130,32 @@ class Control:
                 store.set_setting(account, name, value)
         await store.durable()
         return {name: store.setting(account, name, None) for name in SettingsRequest.model_fields}
+
+    async def set_payments(self, request: Request) -> dict[str, Any]:
+        wanted = await _body(request, PaymentsRequest)
+        store, account = self._api.store, _account(request)
+        with store.savepoint():
+            store.set_setting(account, f"payments_of_{wanted.customer}", wanted.outcome)
+        await store.durable()
+        return wanted.model_dump()
+
+    async def add_fault(self, request: Request) -> dict[str, Any]:
+        fault = await _body(request, Fault)
+        fault.account, fault.struck = _account(request), 0
+        self._api.faults.all.append(fault)
+        return fault.model_dump(exclude={"account"})
+
+    async def list_faults(self, request: Request) -> dict[str, Any]:
+        return {"faults": [fault.model_dump(exclude={"account"}) for fault in self._faults_of(request)]}
+
+    async def clear_faults(self, request: Request) -> dict[str, Any]:
+        cleared = self._faults_of(request)
+        self._api.faults.all = [fault for fault in self._api.faults.all if fault not in cleared]
+        return {"cleared": len(cleared)}
+
+    def _faults_of(self, request: Request) -> list[Fault]:
+        account = _account(request)
+        return [fault for fault in self._api.faults.all if account in (_EVERY_ACCOUNT, fault.account)]
 
     async def stats(self, request: Request) -> dict[str, Any]:
         account = _account(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from clawbill_pipeline.sandbox.stripe.clock import Clock
@@ -57,6 +58,10 @@ class Route:
     contract: Contract
     handler: Callable[..., Document]
     only_version: str | None = None
+    #: Authenticated by the token of a meter event session instead of a key.
+    by_session: bool = False
+    #: What of its parameters only one call at a time may work on.
+    alone: Callable[[Document], tuple[str, ...]] | None = None
 
 
 #: How an object of a kind is shown, where that is more than leaving out the ``_`` keys; filled by resource modules.
@@ -76,6 +81,11 @@ def shown(call: Call, kind: str, obj: Document) -> Document:
     """The object as the API answers it."""
     view = VIEWS.get(kind)
     return view(call, obj) if view else public(obj)
+
+
+def rfc3339(moment: int) -> str:
+    """Unix seconds as the v2 API writes them."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
 def public(obj: Document) -> Document:

@@ -20,6 +20,7 @@ from clawbill_pipeline.sandbox.stripe.clock import Clock
 from clawbill_pipeline.sandbox.stripe.core import Call, Document
 from clawbill_pipeline.sandbox.stripe.events import event_document
 from clawbill_pipeline.sandbox.stripe.store import Store
+from clawbill_pipeline.sandbox.stripe.thin_events import notification
 
 _GIVE_UP_SECONDS = 3 * 86_400
 _LONGEST_WAIT = 3_600.0
@@ -81,7 +82,7 @@ class Delivery:
         return None if soonest is None else max(0.01, soonest - time.time())
 
     def _start(self) -> None:
-        sql = "SELECT * FROM deliveries WHERE state = 'pending' AND next_at <= ? ORDER BY next_at, seq LIMIT ?"
+        sql = "SELECT * FROM deliveries WHERE state = 'pending' AND next_at <= ? ORDER BY next_at, rank, seq LIMIT ?"
         for row in self._store.db.execute(sql, (time.time(), _AT_ONCE + len(self._under_way))).fetchall():
             if len(self._under_way) >= _AT_ONCE:
                 break
@@ -108,7 +109,7 @@ class Delivery:
             return "the endpoint is gone or disabled"
         call = Call(self._store, self._clock, row["account"])
         data = self._store.db.execute("SELECT data FROM events WHERE id = ?", (row["event"],)).fetchone()["data"]
-        body = json.dumps(event_document(call, data), indent=2) if not row["thin"] else data
+        body = json.dumps(event_document(call, data), indent=2) if not row["thin"] else notification(data)
         headers = {
             "Content-Type": "application/json; charset=utf-8",
             "User-Agent": "Stripe/1.0 (+https://stripe.com/docs/webhooks)",

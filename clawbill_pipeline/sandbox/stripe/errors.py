@@ -7,7 +7,8 @@ from typing import Any
 
 class ApiError(Exception):
     """An answer that is an error. ``kept`` says whether an idempotency key remembers it (Stripe forgets those of
-    requests that never began: validation, authentication, rate limits and conflicts).
+    requests that never began: validation, authentication, rate limits and conflicts); ``effects_stay`` whether what
+    the call wrote stays, as it does for a declined charge.
     """
 
     def __init__(
@@ -20,11 +21,13 @@ class ApiError(Exception):
         param: str | None = None,
         headers: dict[str, str] | None = None,
         kept: bool = False,
+        effects_stay: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.kind, self.code, self.param = status, message, kind, code, param
         self.headers = headers or {}
         self.kept = kept
+        self.effects_stay = effects_stay
 
     def body(self) -> dict[str, Any]:
         """The JSON document of the answer."""

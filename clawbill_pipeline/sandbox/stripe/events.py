@@ -6,6 +6,8 @@ Snapshot events only; thin ones are in ``thin_events``. How a queued event reach
 from __future__ import annotations
 
 import json
+import random
+import time
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -50,16 +52,27 @@ def emit(call: Call, name: str, kind: str, obj: Document, before: Document | Non
 
 
 def queue(call: Call, event_id: str, name: str, *, thin: bool) -> None:
-    """One delivery for each enabled endpoint, of the account or of all accounts, that asked for ``name``."""
+    """One delivery for each enabled endpoint, of the account or of all accounts, that asked for ``name``.
+
+    Stripe promises neither order nor once: ``webhook_shuffle_seconds`` holds each back for up to that long and mixes
+    those that wait, ``webhook_duplicates`` is the share that is sent twice. Both follow from the event's id.
+    """
+    dice = random.Random(event_id)  # noqa: S311 (the same disorder in every run)
+    shuffle = call.store.setting(call.account, "webhook_shuffle_seconds", 0)
+    duplicates = call.store.setting(call.account, "webhook_duplicates", 0)
     for owner in (call.account, "*"):
         for endpoint in call.store.select(owner, "webhook_endpoint", status="enabled"):
-            if endpoint["_thin"] == thin and any(fnmatchcase(name, wanted) for wanted in endpoint["enabled_events"]):
+            if endpoint["_thin"] != thin or not any(fnmatchcase(name, wanted) for wanted in endpoint["enabled_events"]):
+                continue
+            for _ in range(2 if dice.random() < duplicates else 1):
+                wait = time.time() + dice.uniform(0, shuffle) if shuffle else 0
+                rank = dice.getrandbits(31) if shuffle else 0
                 call.store.db.execute(
-                    "INSERT INTO deliveries (account, event, endpoint, thin, state, attempts, next_at)"
-                    " VALUES (?, ?, ?, ?, 'pending', 0, 0)",
-                    (call.account, event_id, endpoint["id"], thin),
+                    "INSERT INTO deliveries (account, event, endpoint, thin, state, attempts, next_at, rank)"
+                    " VALUES (?, ?, ?, ?, 'pending', 0, ?, ?)",
+                    (call.account, event_id, endpoint["id"], thin, wait, rank),
                 )
-                call.store.wake_delivery()
+            call.store.wake_delivery()
 
 
 def event_document(call: Call, data: str) -> Document:

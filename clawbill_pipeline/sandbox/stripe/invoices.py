@@ -7,12 +7,56 @@ from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, merged_
 from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoicing import (
-    DEFAULT_GRACE_SECONDS,
     advance_at,
-    charge,
-    settle,
+    count_again,
+    grace_seconds,
+    new_invoice,
+    take_pending_items,
 )
 from clawbill_pipeline.sandbox.stripe.invoicing import finalize as finalize_invoice
+from clawbill_pipeline.sandbox.stripe.payments import charge, declined, settle
+
+
+def create(call: Call, params: Document) -> Document:
+    if "customer" not in params:
+        raise invalid("Missing required param: customer.", "customer", "parameter_missing")
+    customer = call.find("customer", params["customer"], param="customer")
+    currency = params.get("currency") or customer["currency"]
+    if currency is None:
+        raise invalid("Missing required param: currency.", "currency", "parameter_missing")
+    invoice = new_invoice(call, customer, currency, "manual", (call.now, call.now))
+    sent = params.get("collection_method") == "send_invoice"
+    if sent != ("days_until_due" in params):
+        raise invalid(
+            "`days_until_due` goes with `collection_method=send_invoice`, and only with it.", "days_until_due"
+        )
+    invoice |= {
+        "collection_method": params.get("collection_method", "charge_automatically"),
+        "description": params.get("description"),
+        "footer": params.get("footer"),
+        "metadata": merged_metadata({}, params.get("metadata")),
+        "_days_until_due": params.get("days_until_due"),
+    }
+    if params.get("auto_advance"):
+        advance_at(call, invoice, call.now + grace_seconds(call))
+    if params.get("pending_invoice_items_behavior") == "include":
+        take_pending_items(call, invoice)
+    count_again(call, invoice)
+    call.put("invoice", invoice)
+    emit(call, "invoice.created", "invoice", invoice)
+    return shown(call, "invoice", invoice)
+
+
+def delete(call: Call, params: Document, id: str) -> Document:
+    invoice = call.find("invoice", id)
+    if invoice["status"] != "draft" or invoice["parent"] is not None:
+        raise invalid("You can only delete draft invoices that no subscription made.", code="invoice_not_editable")
+    call.store.unschedule(call.account, "invoice_finalize", id)
+    for item in call.store.select(call.account, "invoiceitem", parent=id):
+        call.store.drop(call.account, "invoiceitem", item["id"])
+    emit(call, "invoice.deleted", "invoice", invoice)
+    call.store.drop(call.account, "invoice", id)
+    return {"id": id, "object": "invoice", "deleted": True}
 
 
 def retrieve(call: Call, params: Document, id: str) -> Document:
@@ -42,8 +86,7 @@ def update(call: Call, params: Document, id: str) -> Document:
         if name in params:
             invoice[name] = params[name] or None
     if invoice["status"] == "draft" and ("auto_advance" in params or "automatically_finalizes_at" in params):
-        grace = call.store.setting(call.account, "invoice_grace_seconds", DEFAULT_GRACE_SECONDS)
-        at = params.get("automatically_finalizes_at", call.now + grace)
+        at = params.get("automatically_finalizes_at", call.now + grace_seconds(call))
         if at < call.now:
             raise invalid("`automatically_finalizes_at` must be in the future.", "automatically_finalizes_at")
         advance_at(call, invoice, at if params.get("auto_advance", True) else None)
@@ -75,8 +118,8 @@ def pay(call: Call, params: Document, id: str) -> Document:
         raise invalid(f"This invoice is {invoice['status']} and can't be paid.")
     if params.get("paid_out_of_band"):
         settle(call, invoice)
-    else:
-        charge(call, invoice)
+    elif not charge(call, invoice):
+        raise declined()
     return shown(call, "invoice", call.find("invoice", id))
 
 
@@ -107,6 +150,17 @@ def _closed(call: Call, invoice: Document, status: str, moment: str, event: str)
 _PATH = "/v1/invoices"
 _PAGING = "ending_before limit starting_after"
 ROUTES = [
+    Route(
+        "POST",
+        _PATH,
+        Contract(
+            "InvoiceCreateParams",
+            "auto_advance collection_method currency customer days_until_due description footer metadata"
+            " pending_invoice_items_behavior",
+        ),
+        create,
+    ),
+    Route("DELETE", _PATH + "/{id}", Contract("InvoiceDeleteParams"), delete),
     Route(
         "GET",
         _PATH,

@@ -6,29 +6,17 @@ within the grace is billed, and what comes later is on no invoice.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-from clawbill_pipeline.money import plain
 from clawbill_pipeline.sandbox.stripe.core import VIEWS, Call, Document, list_of, public, shown
 from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.events import emit
-from clawbill_pipeline.sandbox.stripe.pricing import priced_lines
-from clawbill_pipeline.sandbox.stripe.store import scrambled
-from clawbill_pipeline.sandbox.stripe.usage import usage_total
+from clawbill_pipeline.sandbox.stripe.invoice_lines import Segment, item_line, usage_lines
+from clawbill_pipeline.sandbox.stripe.payments import charge, settle
 
 #: Stripe's default; the account setting takes 0 to 72 hours.
 DEFAULT_GRACE_SECONDS = 3_600
 _DAY = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Usage to bill: what the subscription item ``item`` used by ``price`` in ``[start, end)``."""
-
-    item: str
-    price: str
-    start: int
-    end: int
 
 
 def bill_subscription(
@@ -48,8 +36,8 @@ def bill_subscription(
         "_days_until_due": subscription["days_until_due"],
         "_segments": [asdict(segment) for segment in segments],
     }
-    grace = call.store.setting(call.account, "invoice_grace_seconds", DEFAULT_GRACE_SECONDS)
-    advance_at(call, invoice, call.now + grace)
+    advance_at(call, invoice, call.now + grace_seconds(call))
+    take_pending_items(call, invoice, subscription["id"])
     count_again(call, invoice)
     call.put("invoice", invoice)
     subscription["latest_invoice"] = invoice["id"]
@@ -151,6 +139,37 @@ def new_invoice(call: Call, customer: Document, currency: str, reason: str, peri
     }
 
 
+def grace_seconds(call: Call) -> int:
+    """How long the account's drafts wait before they finalise."""
+    return int(call.store.setting(call.account, "invoice_grace_seconds", DEFAULT_GRACE_SECONDS))
+
+
+def take_pending_items(call: Call, invoice: Document, subscription: str | None = None) -> None:
+    """Puts the customer's waiting invoice items on the draft, save those for another subscription."""
+    for item in call.store.select(call.account, "invoiceitem", customer=invoice["customer"]):
+        theirs = item["parent"] and item["parent"]["subscription_details"]["subscription"]
+        if item["invoice"] is None and item["currency"] == invoice["currency"] and theirs in (None, subscription):
+            call.put("invoiceitem", {**item, "invoice": invoice["id"], "_parent": invoice["id"]})
+
+
+def editable_draft(call: Call, identifier: str, param: str) -> Document:
+    """The invoice, if it is a draft. Raises ApiError (400) for another."""
+    invoice = call.find("invoice", identifier, param=param)
+    if invoice["status"] != "draft":
+        message = "This invoice is no longer a draft; its items cannot be changed."
+        raise invalid(message, param, "invoice_not_editable")
+    return invoice
+
+
+def add_item_lines(call: Call, identifier: str) -> None:
+    """Counts a draft again whose invoice items changed."""
+    invoice = call.find("invoice", identifier)
+    before = shown(call, "invoice", invoice)
+    count_again(call, invoice)
+    call.put("invoice", invoice)
+    emit(call, "invoice.updated", "invoice", invoice, before)
+
+
 def advance_at(call: Call, invoice: Document, at: int | None) -> None:
     """Sets when the draft finalises by itself; None holds it as a draft."""
     call.store.unschedule(call.account, "invoice_finalize", invoice["id"])
@@ -160,13 +179,15 @@ def advance_at(call: Call, invoice: Document, at: int | None) -> None:
 
 
 def count_again(call: Call, invoice: Document) -> None:
-    """Makes the draft's usage lines and its totals anew, from the usage there is now."""
+    """Makes the draft's lines and totals anew, from the usage and the invoice items there are now."""
     call.store.db.execute(
         "DELETE FROM objects WHERE account = ? AND kind = 'line_item' AND parent = ?", (call.account, invoice["id"])
     )
     for index, segment in enumerate(invoice["_segments"]):
-        for line in _segment_lines(call, invoice, index, Segment(**segment)):
+        for line in usage_lines(call, invoice, index, Segment(**segment)):
             call.put("line_item", line)
+    for item in call.store.select(call.account, "invoiceitem", parent=invoice["id"]):
+        call.put("line_item", item_line(call, invoice, item))
     lines = call.store.select(call.account, "line_item", parent=invoice["id"])
     total = sum(line["amount"] for line in lines)
     for name in ("subtotal", "subtotal_excluding_tax", "total", "total_excluding_tax"):
@@ -210,76 +231,7 @@ def finalize(call: Call, invoice: Document) -> None:
             charge(call, invoice)
         else:
             emit(call, "invoice.sent", "invoice", invoice)
-
-
-def charge(call: Call, invoice: Document) -> None:
-    """One attempt to collect an open invoice."""
-    invoice["attempted"] = True
-    invoice["attempt_count"] += 1
-    settle(call, invoice)
-
-
-def settle(call: Call, invoice: Document) -> None:
-    """Open to paid: nothing remains."""
-    before = shown(call, "invoice", invoice)
-    invoice |= {"status": "paid", "amount_paid": invoice["amount_due"], "amount_remaining": 0, "attempted": True}
-    invoice |= {"auto_advance": False, "next_payment_attempt": None}
-    invoice["status_transitions"]["paid_at"] = call.now
-    call.put("invoice", invoice)
-    emit(call, "invoice.updated", "invoice", invoice, before)
-    emit(call, "invoice.paid", "invoice", invoice)
-    emit(call, "invoice.payment_succeeded", "invoice", invoice)
-
-
-def _segment_lines(call: Call, invoice: Document, index: int, segment: Segment) -> list[Document]:
-    price = call.find("price", segment.price)
-    subscription = call.find("subscription", invoice["_parent"])
-    product = call.store.get(call.account, "product", price["product"])
-    meter = call.find("meter", price["recurring"]["meter"])
-    quantity = usage_total(call, meter, invoice["customer"], segment.start, segment.end)
-    lines = []
-    for number, line in enumerate(priced_lines(price, quantity)):
-        note = f" ({line.note})" if line.note else ""
-        lines.append(
-            {
-                "id": f"il_{scrambled(call.account, invoice['id'], index, number)}",
-                "object": "line_item",
-                "amount": line.amount,
-                "currency": price["currency"],
-                "description": f"{line.quantity} × {product['name'] if product else price['product']}{note}",
-                "discount_amounts": [],
-                "discountable": True,
-                "discounts": [],
-                "invoice": invoice["id"],
-                "livemode": False,
-                "metadata": subscription["metadata"],
-                "parent": {
-                    "invoice_item_details": None,
-                    "subscription_item_details": {
-                        "invoice_item": None,
-                        "proration": False,
-                        "proration_details": {"credited_items": None},
-                        "subscription": subscription["id"],
-                        "subscription_item": segment.item,
-                    },
-                    "type": "subscription_item_details",
-                },
-                "period": {"end": segment.end, "start": segment.start},
-                "pretax_credit_amounts": [],
-                "pricing": {
-                    "price_details": {"price": price["id"], "product": price["product"]},
-                    "type": "price_details",
-                    "unit_amount_decimal": plain(line.unit_amount_decimal),
-                },
-                "quantity": line.quantity,
-                "quantity_decimal": str(line.quantity),
-                "subscription": subscription["id"],
-                "subtotal": line.amount,
-                "taxes": [],
-                "_parent": invoice["id"],
-            }
-        )
-    return lines
+            call.store.schedule(invoice["due_date"], call.account, "invoice_overdue", invoice["id"])
 
 
 def _view(call: Call, invoice: Document) -> Document:
@@ -291,7 +243,9 @@ def _view(call: Call, invoice: Document) -> Document:
 def finalize_due(call: Call, identifier: str) -> None:
     """The grace of a draft is over."""
     invoice = call.store.get(call.account, "invoice", identifier)
-    if invoice is not None and invoice["status"] == "draft" and invoice["auto_advance"]:
+    if invoice is None or invoice["status"] != "draft" or not invoice["auto_advance"]:
+        return
+    if call.store.get(call.account, "customer", invoice["customer"]) is not None:  # A deleted one's draft stays one.
         finalize(call, invoice)
 
 

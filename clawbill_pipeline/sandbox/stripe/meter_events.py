@@ -13,6 +13,7 @@ from clawbill_pipeline.sandbox.stripe.contract import Contract
 from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route
 from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.meters import active_meter
+from clawbill_pipeline.sandbox.stripe.rejections import schedule_report
 
 PAST_SECONDS = 35 * 86_400
 FUTURE_SECONDS = 300
@@ -29,18 +30,15 @@ def create(call: Call, params: Document) -> Document:
         raise invalid("Invalid identifier: must be at most 100 characters.", "identifier")
     if not name or len(name) > 100:
         raise invalid("Invalid event_name: must have 1 to 100 characters.", "event_name")
-    if timestamp < call.now - PAST_SECONDS:
-        message = "Invalid timestamp: must be within the past 35 calendar days."
-        raise invalid(message, "timestamp", "timestamp_too_far_in_past")
-    if timestamp > call.now + FUTURE_SECONDS:
-        message = "Invalid timestamp: must be at most 5 minutes in the future."
-        raise invalid(message, "timestamp", "timestamp_in_future")
     meter = active_meter(call, name)
-    value_key = meter["value_settings"]["event_payload_key"] if meter else "value"
-    if value_key in payload:
-        whole_value(payload[value_key], f"payload[{value_key}]")
+    fault = timestamp_fault(call, timestamp)
+    if fault:
+        raise invalid(fault[1], "timestamp", fault[0])
+    fault = value_fault(meter, payload)
+    if fault:
+        raise invalid(fault[1], f"payload[{_value_key(meter)}]", fault[0])
     if already_there(call, identifier):
-        raise invalid(f"An event already exists with identifier {identifier}.", "identifier", "duplicate_meter_event")
+        raise invalid(f"An event already exists with identifier {identifier}.", "identifier")
     record(call, meter, name, identifier, payload, timestamp)
     return {
         "object": "billing.meter_event",
@@ -53,14 +51,27 @@ def create(call: Call, params: Document) -> Document:
     }
 
 
-def whole_value(text: str, param: str) -> int:
-    """The value as a number. Raises ApiError (400) for what is not whole or has more than 15 significant digits."""
+def timestamp_fault(call: Call, timestamp: int) -> tuple[str, str] | None:
+    """Code and message for a time out of bounds."""
+    if timestamp < call.now - PAST_SECONDS:
+        return "timestamp_too_far_in_past", "Invalid timestamp: must be within the past 35 calendar days."
+    if timestamp > call.now + FUTURE_SECONDS:
+        return "timestamp_in_future", "Invalid timestamp: must be at most 5 minutes in the future."
+    return None
+
+
+def value_fault(meter: Document | None, payload: dict[str, str]) -> tuple[str, str] | None:
+    """Code and message for a value that is not whole or has more than 15 significant digits."""
+    text = payload.get(_value_key(meter), "0")
     if not _WHOLE.fullmatch(text):
-        raise invalid(f"Invalid value: {text}. It must be a whole number.", param, "meter_event_invalid_value")
+        return "meter_event_invalid_value", f"Invalid value: {text}. It must be a whole number."
     if len(text.lstrip("+-").strip("0")) > 15 or len(text) > 18:
-        message = f"Invalid value: {text}. It has more than 15 significant digits."
-        raise invalid(message, param, "meter_event_value_too_many_digits")
-    return int(text)
+        return "meter_event_value_too_many_digits", f"Invalid value: {text}. It has more than 15 significant digits."
+    return None
+
+
+def _value_key(meter: Document | None) -> str:
+    return str(meter["value_settings"]["event_payload_key"]) if meter else "value"
 
 
 def already_there(call: Call, identifier: str) -> bool:
@@ -71,28 +82,55 @@ def already_there(call: Call, identifier: str) -> bool:
 
 
 def record(
-    call: Call, meter: Document | None, name: str, identifier: str, payload: dict[str, str], timestamp: int
+    call: Call,
+    meter: Document | None,
+    name: str,
+    identifier: str,
+    payload: dict[str, str],
+    timestamp: int,
+    state: str | None = None,
 ) -> None:
-    """Writes the event, accepted or with the code of its later rejection."""
-    customer, value, state = None, None, "accepted"
+    """Writes the event: accepted, or with the code of its later rejection (``state``, where one is known already)."""
+    customer, value = None, None
+    archived = None if meter else call.store.select(call.account, "meter", lookup=name)
     if meter is None:
-        state = "no_meter"
+        state = state or ("archived_meter" if archived else "no_meter")
     else:
         customer = payload.get(meter["customer_mapping"]["event_payload_key"])
         text = payload.get(meter["value_settings"]["event_payload_key"])
-        if not customer:
+        if state is None and not customer:
             state = "meter_event_no_customer_defined"
-        elif call.store.get(call.account, "customer", customer) is None:
+        elif state is None and call.store.get(call.account, "customer", str(customer)) is None:
             state = "meter_event_customer_not_found"
-        elif text is None and meter["default_aggregation"]["formula"] != "count":
+        elif state is None and text is None and meter["default_aggregation"]["formula"] != "count":
             state = "meter_event_invalid_value"
-        value = None if text is None else int(text)
+        value = int(text) if state is None and text is not None else None
+    rejected = state is not None and state != "duplicate"
+    place = meter["id"] if meter else archived[-1]["id"] if archived else ""
     call.store.db.execute(
-        "INSERT INTO meter_events"
-        " (account, identifier, event_name, customer, value, timestamp, received, state, request)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (call.account, identifier, name, customer, value, timestamp, call.now, state, call.idempotency_key),
+        "INSERT INTO meter_events (account, identifier, event_name, customer, value, timestamp, received, state,"
+        " request, meter, reported) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            call.account,
+            identifier,
+            name,
+            customer,
+            value,
+            timestamp,
+            call.now,
+            state or "accepted",
+            call.idempotency_key,
+            place,
+            0 if rejected else None,
+        ),
     )
+    if rejected:
+        schedule_report(call, place)
+
+
+def _alone(params: Document) -> tuple[str, ...]:
+    """Stripe takes one call at a time for each customer and meter."""
+    return params["event_name"], params["payload"].get("stripe_customer_id", "")
 
 
 ROUTES = [
@@ -101,5 +139,6 @@ ROUTES = [
         "/v1/billing/meter_events",
         Contract("billing.MeterEventCreateParams", "event_name identifier payload timestamp"),
         create,
+        alone=_alone,
     )
 ]

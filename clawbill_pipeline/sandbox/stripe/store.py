@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE objects (
     seq INTEGER PRIMARY KEY, account TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, created INTEGER NOT NULL,
@@ -41,18 +41,20 @@ CREATE TABLE events (
 CREATE INDEX events_listed ON events (account, thin, seq);
 CREATE TABLE deliveries (
     seq INTEGER PRIMARY KEY, account TEXT NOT NULL, event TEXT NOT NULL, endpoint TEXT NOT NULL, thin INTEGER NOT NULL,
-    state TEXT NOT NULL, attempts INTEGER NOT NULL, next_at REAL NOT NULL, first_at REAL, answer TEXT);
-CREATE INDEX deliveries_waiting ON deliveries (next_at, seq) WHERE state = 'pending';
+    state TEXT NOT NULL, attempts INTEGER NOT NULL, next_at REAL NOT NULL, rank INTEGER NOT NULL, first_at REAL,
+    answer TEXT);
+CREATE INDEX deliveries_waiting ON deliveries (next_at, rank, seq) WHERE state = 'pending';
 CREATE INDEX deliveries_of_event ON deliveries (event);
 CREATE TABLE meter_events (
     seq INTEGER PRIMARY KEY, account TEXT NOT NULL, identifier TEXT NOT NULL, event_name TEXT NOT NULL,
     customer TEXT, value INTEGER, timestamp INTEGER NOT NULL, received INTEGER NOT NULL, state TEXT NOT NULL,
-    request TEXT);
+    request TEXT, meter TEXT, reported INTEGER);
+CREATE INDEX meter_events_unreported ON meter_events (account, meter) WHERE reported = 0;
 CREATE INDEX meter_events_identified ON meter_events (account, identifier);
 CREATE INDEX meter_events_summed ON meter_events (account, event_name, customer, timestamp);
 CREATE TABLE usage_records (
     seq INTEGER PRIMARY KEY, account TEXT NOT NULL, item TEXT NOT NULL, timestamp INTEGER NOT NULL,
-    quantity INTEGER NOT NULL, invoice TEXT, UNIQUE (account, item, timestamp));
+    quantity INTEGER NOT NULL, UNIQUE (account, item, timestamp));
 """
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -82,6 +84,8 @@ class Store:
         except sqlite3.OperationalError as error:
             raise SystemExit(f"{self.path}: {error}. Another sandbox holds it; give this one its own --state") from None
         self.db = db
+        rows = db.execute("SELECT account, name, value FROM settings")
+        self._settings = {(row["account"], row["name"]): json.loads(row["value"]) for row in rows}
 
     # Transactions
 
@@ -192,13 +196,15 @@ class Store:
 
     def setting(self, account: str, name: str, default: Any) -> Any:
         """The account's value, else the one for all accounts (``*``), else ``default``."""
-        sql = "SELECT value FROM settings WHERE account IN (?, '*') AND name = ? ORDER BY account = '*' LIMIT 1"
-        row = self.db.execute(sql, (account, name)).fetchone()
-        return default if row is None else json.loads(row["value"])
+        for owner in (account, "*"):
+            if (owner, name) in self._settings:
+                return self._settings[owner, name]
+        return default
 
     def set_setting(self, account: str, name: str, value: Any) -> None:
         """Keeps ``value`` for ``account``, or for all with ``*``."""
         self.db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", (account, name, json.dumps(value)))
+        self._settings[account, name] = value
 
     # What is due
 

@@ -22,7 +22,8 @@ from clawbill_pipeline.sandbox.stripe.core import (
 )
 from clawbill_pipeline.sandbox.stripe.errors import invalid, unsupported
 from clawbill_pipeline.sandbox.stripe.events import emit
-from clawbill_pipeline.sandbox.stripe.invoicing import Segment, bill_subscription, finalize
+from clawbill_pipeline.sandbox.stripe.invoice_lines import Segment
+from clawbill_pipeline.sandbox.stripe.invoicing import bill_subscription, finalize
 from clawbill_pipeline.sandbox.stripe.periods import Cycle, next_anchor
 from clawbill_pipeline.sandbox.stripe.subscription_items import new_item
 

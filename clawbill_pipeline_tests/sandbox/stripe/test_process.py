@@ -89,15 +89,11 @@ def test_without_a_set_clock_things_happen_with_the_wall(tmp_path: Path) -> None
     sandbox = Sandbox(tmp_path / "state", now=None)
     account = sandbox.account()
     account.set(invoice_grace_seconds=0)
-    now = sandbox.now()
-    assert abs(now - time.time()) < 60
-    price = account.price(account.meter().id)
-    params = {"customer": account.customer(), "items": [{"price": price.id}], "billing_cycle_anchor": now + 1}
-    account.v1.subscriptions.create(params)
-    deadline = time.monotonic() + 30
-    while not (found := account.v1.invoices.list({"status": "paid"}).data) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(found) == 1
+    assert abs(sandbox.now() - time.time()) < 600
+    params = {"customer": account.customer(), "currency": "usd", "auto_advance": True}
+    account.v1.invoices.create(params)
+    while not account.v1.invoices.list({"status": "paid"}).data:  # pytest's timeout ends a wait in vain
+        time.sleep(0.05)
     sandbox.stop()
 
 

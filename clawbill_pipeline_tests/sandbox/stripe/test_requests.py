@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx
 import pytest
 import stripe
 
@@ -28,7 +27,7 @@ def test_other_keys_are_refused_and_never_repeated(sandbox: Sandbox, key: str) -
         Account(sandbox, key).customer()
     assert caught.value.http_status == 401
     assert key not in str(caught.value)
-    assert httpx.get(f"{sandbox.url}/v1/customers").status_code == 401
+    assert sandbox.control.get("/v1/customers").status_code == 401
 
 
 def test_an_unknown_route_is_a_404_of_stripes_shape(account: Account) -> None:

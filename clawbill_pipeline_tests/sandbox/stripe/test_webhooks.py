@@ -133,3 +133,15 @@ def test_events_reach_back_30_days(month: Sandbox) -> None:
     assert account.v1.events.list().data == []
     with pytest.raises(stripe.InvalidRequestError, match="No such event"):
         account.v1.events.retrieve(event.id)
+
+
+def test_duplicates_and_disorder_are_on_request_and_the_same_each_time(month: Sandbox, receiver: Receiver) -> None:
+    account = month.account()
+    account.register(receiver)
+    account.set(webhook_duplicates=1.0, webhook_shuffle_seconds=3600)
+    made = [account.customer() for _ in range(12)]
+    assert account.flush() == {"delivered": 24, "failed": 0, "pending": 0}
+    assert sorted(event.data.object.id for event in receiver.events) == sorted(made * 2)
+    assert len({event.id for event in receiver.events}) == 12
+    seen = [event.data.object.id for event in receiver.events]
+    assert list(dict.fromkeys(seen)) != made
