@@ -21,6 +21,7 @@ from typing import Self
 import httpx
 
 from clawbill_pipeline import processes
+from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.ledger import embedded, migrate
 from clawbill_pipeline.processes import Child
 from clawbill_pipeline.settings import Settings
@@ -39,6 +40,7 @@ class Stack:
         self.env = dict(os.environ if env is None else env)
         self.env |= {"CLAWBILL_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
         self.children: list[Child] = []
+        self._stripe = ""
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -75,19 +77,15 @@ class Stack:
         self.env["STRIPE_WEBHOOK_SECRET"] = self._secret("webhook", lambda: "whsec_" + secrets.token_hex(24))
         folder = self.state / "sandbox" / "stripe"
         command = ["--state", str(folder), *(["--now", str(now)] if now else [])]
-        self.env["CLAWBILL_STRIPE_API_BASE"] = self._serve("stripe", "clawbill_pipeline.sandbox.stripe", command)
-        return self.env["CLAWBILL_STRIPE_API_BASE"]
+        self._stripe = self._serve("stripe", "clawbill_pipeline.sandbox.stripe", command)
+        self.env["CLAWBILL_STRIPE_API_BASE"] = self._stripe
+        return self._stripe
 
     def web(self, port: int = 0) -> str:
         """The web app (webhook, health, reports); returns its address. A Stripe stand-in sends its events there."""
         self.env["CLAWBILL_WEB_URL"] = self._serve("web", "clawbill_pipeline.web", [], port)
-        base = self.env.get("CLAWBILL_STRIPE_API_BASE")
-        if base:
-            hook = {
-                "url": self.env["CLAWBILL_WEB_URL"] + "/stripe/webhook",
-                "secret": self.env["STRIPE_WEBHOOK_SECRET"],
-            }
-            sandbox_call(base, "/_sandbox/webhooks", hook)
+        if self._stripe:
+            self._send_webhooks_to(self.env["CLAWBILL_WEB_URL"] + "/stripe/webhook")
         return self.env["CLAWBILL_WEB_URL"]
 
     def dagster_home(self) -> Path:
@@ -111,6 +109,16 @@ class Stack:
         self._start("dagster-daemon", [str(bin_folder / "dagster-daemon"), "run", *workspace])
         webserver.wait_until(lambda: answers(f"{address}/server_info"), patience=120)
         return address
+
+    def _send_webhooks_to(self, url: str) -> None:
+        """Makes ``url`` the one place that the stand-in sends its events to; an earlier start had another port."""
+        headers = {"Authorization": f"Bearer {SANDBOX_KEY}"}
+        with httpx.Client(base_url=self._stripe, headers=headers, timeout=30, trust_env=False) as http:
+            known = http.get("/v1/webhook_endpoints", params={"limit": 100}).raise_for_status().json()["data"]
+            for endpoint in known:
+                if endpoint["url"] != url:
+                    http.delete(f"/v1/webhook_endpoints/{endpoint['id']}").raise_for_status()
+        sandbox_call(self._stripe, "/_sandbox/webhooks", {"url": url, "secret": self.env["STRIPE_WEBHOOK_SECRET"]})
 
     def _serve(self, name: str, module: str, arguments: list[str], port: int = 0) -> str:
         child, port = processes.start_serving(
@@ -140,6 +148,14 @@ class Stack:
             kept[name] = make()
             write_private(path, json.dumps(kept))
         return kept[name]
+
+
+def write_catalog(path: Path, content: str) -> None:
+    """Writes a catalogue where none is, and beside it the JSON schema that its editor reads."""
+    if not path.exists():
+        path.write_text(content, encoding="utf-8")
+        schema = json.dumps(Catalog.model_json_schema(), indent=2)
+        path.with_name("catalog.schema.json").write_text(schema + "\n", encoding="utf-8")
 
 
 def write_private(path: Path, content: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import stripe
 from pydantic import SecretStr
+from stripe._base_address import BaseAddresses
 
 #: The last version that has usage records, for prices that no meter backs (removed in 2025-03-31.basil).
 LEGACY_VERSION = "2025-02-24.acacia"
@@ -35,12 +36,10 @@ class StripeApi:
         try:
             yield self._client(http)
         finally:
-            await http.close_async()
+            await http.close_async()  # type: ignore[no-untyped-call]
 
     def _client(self, http: stripe.HTTPClient) -> stripe.StripeClient:
-        bases: stripe.BaseAddresses = {}
-        if self.base:
-            bases = {"api": self.base, "meter_events": self.base}
+        bases: BaseAddresses = {"api": self.base, "meter_events": self.base} if self.base else {}
         return stripe.StripeClient(
             self.key.get_secret_value(), base_addresses=bases, max_network_retries=0, http_client=http
         )

@@ -14,7 +14,7 @@ from clawbill_pipeline.delivery.provisioning import provision
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.sandbox.demo.catalogue import starter
 from clawbill_pipeline.settings import STARTER, Settings, SettingsError, refuse_live
-from clawbill_pipeline.stack import HOST, Stack, answers
+from clawbill_pipeline.stack import HOST, Stack, answers, write_catalog
 from clawbill_pipeline.stripe_api import StripeApi
 
 Say = Callable[[str], None]
@@ -61,7 +61,7 @@ def _choose_catalog(stack: Stack, catalog: Path | None) -> None:
         own = stack.state / "catalog.yaml"
         if not own.exists():
             month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-            own.write_text(starter(STARTER, start=month), encoding="utf-8")
+            write_catalog(own, starter(STARTER, start=month))
             (stack.state / "usage").mkdir(exist_ok=True)
         stack.env["CLAWBILL_CATALOG"] = str(own)
     load(stack.settings.catalog_file)
@@ -71,9 +71,8 @@ def _bring_up(stack: Stack, real: Mapping[str, bool], web_port: int, dagster_por
     catalog_file = stack.settings.catalog_file
     stack.database()
     say(f"Catalogue      {catalog_file}")
-    say(
-        f"Database       {'CLAWBILL_DATABASE_URL' if 'CLAWBILL_DATABASE_URL' in os.environ else stack.state / 'postgres'}"
-    )
+    given = "CLAWBILL_DATABASE_URL" in os.environ
+    say(f"Database       {'the one of CLAWBILL_DATABASE_URL' if given else stack.state / 'postgres'}")
     if real["openclaw"]:
         say(f"OpenClaw       {stack.settings.openclaw_url}")
     else:

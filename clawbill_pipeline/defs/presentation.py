@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
 
 from clawbill_pipeline.money import plain
 from clawbill_pipeline.results import Check
@@ -54,7 +55,7 @@ def columns(**described: str) -> Mapping[str, Any]:
     return {"dagster/column_schema": dg.TableSchema(columns=made)}
 
 
-def materialized(*results: Any, rows: int | None = None, **more: object) -> dg.MaterializeResult:
+def materialized(*results: Any, rows: int | None = None, **more: object) -> dg.MaterializeResult[None]:
     """Results of stations (dataclasses) as Dagster shows them: every field as metadata, every check as its result.
 
     ``rows`` becomes the asset's row count; ``more`` is further metadata.
@@ -112,10 +113,4 @@ def _json(value: object) -> Any:
     return value if isinstance(value, bool | int | str | None) else str(value)
 
 
-def _dialect() -> Any:
-    from sqlalchemy.dialects import postgresql
-
-    return postgresql.dialect()
-
-
-_DIALECT = _dialect()
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ class LedgerDatabaseStorage(DagsterStorage, ConfigurableClass):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @cached_property
     def _postgres(self) -> DagsterPostgresStorage:

@@ -272,7 +272,9 @@ def _failure(row: Due, error: OpenClawError) -> Failure:
 
 def _first_error(failed: Sequence[Failure]) -> str | None:
     first = next((f for f in failed if f.kind != "unmapped"), None)
-    return first and f"{first.due.tenant_id} {openclaw_service(first.due.service, first.due.dimensions)}: {first.error}"
+    if first is None:
+        return None
+    return f"{first.due.tenant_id} {openclaw_service(first.due.service, first.due.dimensions)}: {first.error}"
 
 
 _RATED_COLUMNS = (

@@ -27,12 +27,10 @@ def diff_report(
     catalog: dg.ResourceParam[Catalog],
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult:
+) -> dg.MaterializeResult[None]:
     """An Excel workbook, CSV files and a self-contained HTML page; the same data gives the same bytes."""
     period = context.partition_key
-    result = render(
-        ledger, catalog, period=period, folder=settings.reports_root, now=clock(), run_id=context.run_id
-    )
+    result = render(ledger, catalog, period=period, folder=settings.reports_root, now=clock(), run_id=context.run_id)
     links = {
         name: dg.MetadataValue.url(f"{settings.web_url}/reports/{period}/{name}")
         for name in (file.name for file in result.files)

@@ -52,7 +52,8 @@ def catalogue_for(survey: Survey, first: datetime) -> str:
         },
         "tenants": {tenant: {"rate_card": "demo"} for tenant in survey.tenants},
     }
-    return "# Made by `clawbill demo --source`.\n" + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    head = "# yaml-language-server: $schema=./catalog.schema.json\n# Made by `clawbill demo --source`.\n"
+    return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
 def starter(path: Path, *, start: datetime | None = None) -> str:

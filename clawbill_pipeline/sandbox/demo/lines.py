@@ -76,7 +76,7 @@ class Line:
             if request.run_key and self._ran(sensor, request.run_key):
                 continue
             self.run(
-                definition.job_name,
+                str(definition.job_name),
                 partition=request.partition_key,
                 tags={**request.tags, "dagster/run_key": request.run_key or "", "dagster/sensor_name": sensor},
                 config=request.run_config,

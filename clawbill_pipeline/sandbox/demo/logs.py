@@ -48,7 +48,7 @@ def _write(path: Path, number: int, hour: datetime) -> int:
 
 def _lines(number: int, hour: datetime) -> Iterator[str]:
     chance = random.Random(number)  # noqa: S311 - the same logs everywhere
-    events = sorted(_events(number, hour, chance), key=lambda event: event["timestamp"])
+    events = sorted(_events(number, hour, chance), key=lambda event: str(event["timestamp"]))
     for position, event in enumerate(events):
         line = json.dumps(event)
         yield line

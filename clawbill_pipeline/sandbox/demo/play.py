@@ -27,7 +27,7 @@ from clawbill_pipeline.ledger.waterfall import Step, waterfall
 from clawbill_pipeline.sandbox.demo import logs
 from clawbill_pipeline.sandbox.demo.catalogue import catalogue_for, starter
 from clawbill_pipeline.settings import STARTER
-from clawbill_pipeline.stack import Stack, sandbox_call
+from clawbill_pipeline.stack import Stack, sandbox_call, write_catalog
 
 Say = Callable[[str], None]
 _UTC = ZoneInfo("UTC")
@@ -84,8 +84,7 @@ def play(state: Path, source: Path | None, say: Say) -> Played:
     with Stack(state, env) as stack:
         clock = state.resolve() / "clock"
         catalog_file = state.resolve() / "catalog.yaml"
-        if not catalog_file.exists():
-            catalog_file.write_text(story.catalog, encoding="utf-8")
+        write_catalog(catalog_file, story.catalog)
         stack.env |= {"CLAWBILL_CLOCK": str(clock), "CLAWBILL_CATALOG": str(catalog_file)}
         say("starting PostgreSQL")
         stack.database()

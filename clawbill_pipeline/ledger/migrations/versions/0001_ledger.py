@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from alembic import op
 
@@ -12,5 +13,5 @@ down_revision = None
 
 def upgrade() -> None:
     # Whole-script execution: no parameters, so psycopg takes all statements in one go.
-    raw = op.get_bind().connection.dbapi_connection
+    raw: Any = op.get_bind().connection.dbapi_connection
     raw.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
