@@ -14,6 +14,7 @@ STEPS = {
     "rated_sent": "Rated usage against usage records that Stripe acknowledged",
     "sent_held": "Acknowledged usage records against what Stripe's meters hold",
     "held_invoiced": "What Stripe's meters hold against invoice lines",
+    "invoiced_asked": "Invoice lines against what the invoice asks for",
     "invoiced_paid": "Invoice lines against payments",
 }
 

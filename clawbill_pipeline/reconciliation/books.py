@@ -17,6 +17,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
@@ -114,8 +115,11 @@ def read_books(
     lake: Lake,
     scope: Scope,
     finals: Mapping[tuple[str, str], datetime],
-) -> None:
-    """Fills ``db`` with the books of ``scope``. Lake files that the ledger names and that are gone count as empty."""
+) -> int:
+    """Fills ``db`` with the books of ``scope``; returns how many lake files are not what the ledger says they are.
+
+    A file that is gone or damaged counts as empty.
+    """
     final_keys = sorted(finals)
     parameters = {
         **scope.parameters,
@@ -134,11 +138,21 @@ def read_books(
             )
     mapped = connection.execute(text("SELECT tenant_id, service FROM stripe_items")).all()
     put_context(db, catalog, scope, finals, [(row.tenant_id, row.service) for row in mapped])
-    files = connection.execute(
-        text("SELECT file FROM landed_hours WHERE hour >= :first_hour AND hour < :last ORDER BY file"),
+    landed = connection.execute(
+        text("SELECT file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :last ORDER BY file"),
         scope.parameters,
-    ).scalars()
-    put_events(db, [path for path in map(lake.path, files) if path.exists()])
+    ).all()
+    held = {lake.root / row.file: _events_in(lake.root / row.file) for row in landed}
+    put_events(db, [file for file, events in held.items() if events is not None])
+    return sum(held[lake.root / row.file] != row.events for row in landed)
+
+
+def _events_in(file: Path) -> int | None:
+    """Rows of a lake file by its own footer; None for one that is gone or no Parquet file any more."""
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
 def _copy_out(connection: Connection, query: str, parameters: Mapping[str, Any], file: Path) -> None:

@@ -61,7 +61,8 @@ def reconcile(ledger: Ledger, catalog: Catalog, lake: Lake, *, period: str, now:
     """
     with ledger.transaction() as connection:
         lock(connection, "reconciliation", period)
-        found = merged(_compare(connection, catalog, lake, period, now))
+        every, damaged = _compare(connection, catalog, lake, period, now)
+        found = merged(every)
         changes = write_breaks(connection, period, found, now)
         steps = waterfall(connection, catalog, period)
         reconciliation_id, appended = write_standing(connection, period, steps, found, now, run_id)
@@ -69,11 +70,11 @@ def reconcile(ledger: Ledger, catalog: Catalog, lake: Lake, *, period: str, now:
     waiting = tuple(b for b in found if b.cause == "pending")
     explained = tuple(b for b in found if b.cause in NO_FAULT and b.cause != "pending")
     return Reconciled(
-        period, reconciliation_id, appended, tuple(steps), faults, waiting, explained, changes, _checks(steps, faults)
+        period, reconciliation_id, appended, tuple(steps), faults, waiting, explained, changes, _checks(faults, damaged)
     )
 
 
-def _checks(steps: list[Step], faults: tuple[Break, ...]) -> tuple[Check, ...]:
+def _checks(faults: tuple[Break, ...], damaged: int) -> tuple[Check, ...]:
     unexplained = [b for b in faults if b.cause == "unexplained"]
     causes = sorted({b.cause for b in faults})
     return (
@@ -89,13 +90,22 @@ def _checks(steps: list[Step], faults: tuple[Break, ...]) -> tuple[Check, ...]:
             "Nothing differs between raw usage, metered, rated, sent, held, invoiced and paid.",
             {"breaks": len(faults), "causes": ", ".join(causes)},
         ),
+        Check(
+            "lake_is_whole",
+            not damaged,
+            "Every lake file that the ledger names is there and holds the events that it had.",
+            {"damaged": damaged},
+        ),
     )
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _compare(connection: Connection, catalog: Catalog, lake: Lake, period: str, now: datetime) -> Iterator[Break]:
+def _compare(
+    connection: Connection, catalog: Catalog, lake: Lake, period: str, now: datetime
+) -> tuple[list[Break], int]:
+    """Every break of the period, and how many lake files are damaged."""
     scope = scope_of(catalog, period)
     billed = billed_services(connection, scope)
     invoiced: dict[_Key, dict[str, Billed]] = {}
@@ -103,9 +113,8 @@ def _compare(connection: Connection, catalog: Catalog, lake: Lake, period: str, 
         invoiced.setdefault((tenant_id, service), {})[currency] = lines
     finals = _finals(invoiced)
     held = _read_held(connection, scope)
-    yield from _read_quarantined(connection, scope)
     with duck() as db:
-        read_books(db, connection, catalog, lake, scope, finals)
+        damaged = read_books(db, connection, catalog, lake, scope, finals)
         differences: dict[_Key, list[Difference]] = {}
         for difference in compare_hours(db, catalog.calendar, now):
             differences.setdefault((difference.tenant_id, difference.service), []).append(difference)
@@ -115,10 +124,12 @@ def _compare(connection: Connection, catalog: Catalog, lake: Lake, period: str, 
             for key in sorted({*totals, *held, *invoiced, *differences})
         }
         hours = read_sent_hours(db, [key for key, account in accounts.items() if _needs_hours(account)])
+    breaks = list(_read_quarantined(connection, scope))
     for key, account in accounts.items():
         hourly = [priced(difference, account) for difference in differences.get(key, ())]
         whole = account.with_hours(hours.get(key, ()))
-        yield from compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
+        breaks += compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
+    return breaks, damaged
 
 
 def _account(

@@ -107,13 +107,25 @@ def compare_account(account: Account, hourly: Sequence[Break], *, now: datetime,
     rated + the amounts of all breaks between rated and invoiced + rounding = invoiced.
     """
     with localcontext(EXACT):
-        breaks = [*hourly, *_planned(account), *_held(account, now, settle_lag), *_currency(account)]
+        breaks = [*_misplaced(hourly), *_planned(account), *_held(account, now, settle_lag), *_currency(account)]
         billed = account.billed
         if billed is None:
             return [*breaks, *_not_invoiced(account, now)]
         breaks += _invoiced(account, billed, now, settle_lag)
         breaks = _settle_worth(account, billed, breaks)
         return [*breaks, *_paid(account, billed)]
+
+
+def _misplaced(hourly: Sequence[Break]) -> list[Break]:
+    """``hourly``, with usage that metering booked on another hour than its own recognised as such."""
+    metered = [b for b in hourly if b.step == "landed_metered" and b.cause != "pending" and b.hour is not None]
+    pairs = _swapped((b.hour, b.quantity) for b in metered if b.hour is not None)
+    return [
+        replace(b, cause="wrong_hour", detail=f"{b.detail}; {pairs[b.hour]:%Y-%m-%d %H:%M} differs the other way")
+        if b.step == "landed_metered" and b.cause != "pending" and b.hour in pairs
+        else b
+        for b in hourly
+    ]
 
 
 def _planned(account: Account) -> Iterator[Break]:
@@ -133,7 +145,7 @@ def _held(account: Account, now: datetime, settle_lag: timedelta) -> Iterator[Br
     if not left:
         return
     known = _localised(account.hours, left)
-    pairs = _swapped(known)
+    pairs = _swapped((hour.hour, hour.held - hour.sent) for hour in known)
     for hour in known:
         units = hour.held - hour.sent
         left -= units
@@ -150,17 +162,16 @@ def _localised(hours: Sequence[SentHour], left: Decimal) -> list[SentHour]:
     return [hour for hour in hours if hour.held != hour.sent]
 
 
-def _swapped(hours: Iterable[SentHour]) -> dict[datetime, datetime]:
+def _swapped(differences: Iterable[tuple[datetime, Decimal]]) -> dict[datetime, datetime]:
     """Hours that miss exactly what another one has too much, both ways."""
     waiting: dict[Decimal, list[datetime]] = {}
     pairs: dict[datetime, datetime] = {}
-    for hour in hours:
-        units = hour.held - hour.sent
+    for hour, units in differences:
         if partners := waiting.get(-units):
             other = partners.pop(0)
-            pairs[hour.hour], pairs[other] = other, hour.hour
+            pairs[hour], pairs[other] = other, hour
         else:
-            waiting.setdefault(units, []).append(hour.hour)
+            waiting.setdefault(units, []).append(hour)
     return pairs
 
 
@@ -272,7 +283,12 @@ def _currency(account: Account) -> Iterator[Break]:
 
 
 def _paid(account: Account, billed: Billed) -> Iterator[Break]:
-    """Why a paid invoice brought less than its lines. What is merely unpaid is no difference."""
+    """Why an invoice asks for more than its lines, and why a paid one brought less. Unpaid is no difference."""
+    if tax := sum((line.tax for line in billed.lines), ZERO):
+        yield Break(
+            account.tenant_id, account.service, None, "invoiced_asked", "tax", account.currency, ZERO, tax,
+            "tax on top of the invoice lines",
+        )  # fmt: skip
     paid = [line for line in billed.lines if line.status == "paid" and line.paid is not None]
     discount = sum((line.discount for line in paid), ZERO)
     credit = sum((line.credit for line in paid), ZERO)

@@ -26,7 +26,7 @@ MOST_ROWS = 1_048_575
 class Column:
     """A column of a sheet: the attribute it shows, its heading, its width, and how its cells look.
 
-    ``kind`` is text, wrapped, at (an instant), count, number (exact), or money (as on an invoice).
+    ``kind`` is text, wrapped, at (an instant), count, quantity or number (both exact), or money (as on an invoice).
     """
 
     name: str
@@ -40,7 +40,7 @@ WATERFALL = (
     Column("service", "Service", 24),
     Column("bill_by", "Billed by", 10),
     Column("currency", "Currency", 10),
-    Column("metered_quantity", "Metered quantity", 18, "number"),
+    Column("metered_quantity", "Metered quantity", 18, "quantity"),
     Column("rated_amount", "Rated amount", 18, "number"),
     Column("sent", "Sent", 18, "number"),
     Column("held_by_stripe", "Held by Stripe", 18, "number"),
@@ -58,7 +58,7 @@ BREAKS = (
     Column("cause", "Cause", 26),
     Column("standing", "Standing", 11),
     Column("currency", "Currency", 10),
-    Column("quantity", "Quantity", 18, "number"),
+    Column("quantity", "Quantity", 18, "quantity"),
     Column("amount", "Amount", 18, "number"),
     Column("detail", "Detail", 70, "wrapped"),
     Column("first_seen", "First seen (UTC)", 17, "at"),
@@ -72,7 +72,7 @@ ADJUSTMENTS = (
     Column("window_start", "Hour (UTC)", 17, "at"),
     Column("revision", "Revision", 9, "count"),
     Column("reason", "Reason", 12),
-    Column("quantity", "New quantity", 18, "number"),
+    Column("quantity", "New quantity", 18, "quantity"),
     Column("amount", "New amount", 18, "number"),
     Column("change", "Change", 18, "number"),
     Column("currency", "Currency", 10),
@@ -96,6 +96,8 @@ ROUNDING = (
     Column("invoiced_amount", "Invoiced", 16, "money"),
     Column("rounding", "Rounding", 18, "number"),
 )
+
+_NUMERIC = ("count", "quantity", "number", "money")
 
 METHOD = (
     ("What is compared", "Per tenant, service and hour: usage events in the lake, metered, rated and sent. Per billing "
@@ -152,13 +154,17 @@ class _Book:
         self.title: Format = add(bold=True, font_size=16)
         self.quiet: Format = add(font_color="#5B6470")
         self.head: Format = add(bold=True, bg_color="#1F3A5F", font_color="#FFFFFF", text_wrap=True, valign="vcenter")
-        self.section: Format = add(bold=True, font_size=13, bottom=1)
+        self.head_right: Format = add(
+            bold=True, bg_color="#1F3A5F", font_color="#FFFFFF", text_wrap=True, valign="vcenter", align="right"
+        )
         self.good: Format = add(bold=True, font_color="#12662B")
         self.bad: Format = add(bold=True, font_color="#A3140C")
         self.kinds: dict[str, Format] = {
             "text": add(),
             "wrapped": add(text_wrap=True),
-            "at": add(num_format="yyyy-mm-dd hh:mm"),
+            "at": add(num_format="yyyy-mm-dd hh:mm", align="left"),
+            "quantity": add(num_format="#,##0.0###########;[Red]-#,##0.0###########"),
+            "whole": add(num_format="#,##0;[Red]-#,##0"),
             "count": add(num_format="#,##0"),
             "number": add(num_format="#,##0.00##########;[Red]-#,##0.00##########"),
         }
@@ -190,10 +196,12 @@ class _Book:
         shown = rows[:MOST_ROWS]
         for number, column in enumerate(columns):
             sheet.set_column(number, number, column.width)
-            sheet.write_string(0, number, column.heading, self.head)
+            sheet.write_string(0, number, column.heading, self.head_right if column.kind in _NUMERIC else self.head)
+        wrapped = [column for column in columns if column.kind == "wrapped"]
         for at, row in enumerate(shown, 1):
             for number, column in enumerate(columns):
                 self._cell(sheet, at, number, column, getattr(row, column.name), getattr(row, "currency", None))
+            _fit(sheet, at, [(getattr(row, column.name), column.width) for column in wrapped])
         if shown:
             sheet.autofilter(0, 0, len(shown), len(columns) - 1)
         else:
@@ -203,13 +211,17 @@ class _Book:
     def _cell(self, sheet: Worksheet, row: int, number: int, column: Column, value: Any, currency: str | None) -> None:
         if value is None:
             return
-        if column.kind in ("number", "count", "money"):
-            look = self.money[exponent(currency)] if column.kind == "money" and currency else self.kinds["number"]
-            sheet.write_number(row, number, float(value), self.kinds["count"] if column.kind == "count" else look)
+        if column.kind in _NUMERIC:
+            sheet.write_number(row, number, float(value), self._look(column.kind, value, currency))
         elif column.kind == "at":
             sheet.write_datetime(row, number, value, self.kinds["at"])
         else:
             sheet.write_string(row, number, harmless(str(value)), self.kinds[column.kind])
+
+    def _look(self, kind: str, value: Any, currency: str | None) -> Format:
+        if kind == "money":
+            return self.money[exponent(currency)] if currency else self.kinds["number"]
+        return self.kinds["whole" if kind == "quantity" and value == int(value) else kind]
 
     def _print_setup(self, sheet: Worksheet) -> None:
         sheet.set_landscape()
@@ -281,6 +293,7 @@ class _Book:
         for at, row in enumerate(rows, 1):
             for number, value in enumerate(row):
                 sheet.write_string(at, number, value, self.kinds["wrapped"])
+            _fit(sheet, at, [(row[2], 100)])
 
     # --- summary ---------------------------------------------------------------------------------------------------
 
@@ -288,7 +301,7 @@ class _Book:
         report = self.report
         self._print_setup(sheet)
         sheet.hide_gridlines(2)
-        sheet.set_column(0, 0, 38)
+        sheet.set_column(0, 0, 58)
         sheet.set_column(1, 1 + max(len(report.currencies), 3), 20)
         sheet.write_string(0, 0, f"Billing differences {report.period}", self.title)
         sheet.write_string(1, 0, f"Reconciled as of {report.as_of:%Y-%m-%d %H:%M} UTC", self.quiet)
@@ -305,7 +318,7 @@ class _Book:
         report = self.report
         sheet.write_string(at, 0, "From rated to paid", self.head)
         for number, currency in enumerate(report.currencies, 1):
-            sheet.write_string(at, number, currency, self.head)
+            sheet.write_string(at, number, currency, self.head_right)
         rows = len(report.breaks)
         amounts = self._range("Breaks", BREAKS, "amount", rows)
         keys = [self._range("Breaks", BREAKS, name, rows) for name in ("currency", "step", "standing")]
@@ -349,7 +362,7 @@ class _Book:
     def _summary_causes(self, sheet: Worksheet, at: int) -> int:
         report = self.report
         for number, heading in enumerate(("Open differences by cause", "Standing", "Count", *report.currencies)):
-            sheet.write_string(at, number, heading, self.head)
+            sheet.write_string(at, number, heading, self.head if number < 2 else self.head_right)
         rows = len(report.breaks)
         amounts, causes, standings, currencies = (
             self._range("Breaks", BREAKS, name, rows) for name in ("amount", "cause", "standing", "currency")
@@ -376,7 +389,7 @@ class _Book:
     def _summary_counts(self, sheet: Worksheet, at: int) -> None:
         report = self.report
         sheet.write_string(at, 0, "Also in this workbook", self.head)
-        sheet.write_string(at, 1, "Count", self.head)
+        sheet.write_string(at, 1, "Count", self.head_right)
         counts = (
             ("Tenants", len({step.tenant_id for step in report.steps})),
             ("Late or adjusted hours", len(report.adjustments)),
@@ -386,6 +399,13 @@ class _Book:
         for line, (label, count) in enumerate(counts, at + 1):
             sheet.write_string(line, 0, label, self.plain)
             sheet.write_number(line, 1, count, self.kinds["count"])
+
+
+def _fit(sheet: Worksheet, row: int, texts: Sequence[tuple[str, int]]) -> None:
+    """Makes a row as high as its wrapped texts need; not every program does it by itself."""
+    lines = max((-(-len(text) // width) for text, width in texts), default=1)
+    if lines > 1:
+        sheet.set_row(row, 15 * min(lines, 10))
 
 
 def _money_format(digits: int) -> str:

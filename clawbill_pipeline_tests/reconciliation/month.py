@@ -89,6 +89,11 @@ class Month:
             result = connection.execute(text(statement), parameters)
             return list(result) if result.returns_rows else []
 
+    def write(self, statement: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            with self.ledger.transaction() as connection:
+                connection.execute(text(statement), rows)
+
     # --- one station after the other -------------------------------------------------------------------------------
 
     def land(self, events: Iterable[tuple[str, str, str, datetime, object]], landed_at: datetime | None = None) -> int:
@@ -109,70 +114,76 @@ class Month:
                     "dimensions": "", "quantity": Decimal(quantity), "event_time": at,
                 }
             )  # fmt: skip
+        landed = []
         for of_hour, rows in by_hour.items():
             file = self.lake.events_file(of_hour, row.id)
             pq.write_table(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), self.lake.path(file))
-            self.run(
-                "INSERT INTO landed_hours VALUES (:id, :hour, :events, :file)",
-                id=row.id, hour=of_hour, events=len(rows), file=file,
-            )  # fmt: skip
+            landed.append({"id": row.id, "hour": of_hour, "events": len(rows), "file": file})
+        self.write("INSERT INTO landed_hours VALUES (:id, :hour, :events, :file)", landed)
         return int(row.id)
 
     def used(self, tenant: str, service: str, at: datetime, quantity: object) -> None:
         self.usage[tenant, service, at] = Decimal(quantity)
 
-    def land_usage(self) -> None:
-        self.land((f"{t}-{s}-{h:%d%H}", t, s, h + timedelta(minutes=5), q) for (t, s, h), q in self.usage.items())
+    def land_usage(self, parts: int = 1) -> None:
+        """One event a quantity, or ``parts`` of them that add up to it."""
+        self.land(
+            (f"{t}-{s}-{h:%d%H}{f'-{part}' * (parts > 1)}", t, s, h + timedelta(minutes=5, seconds=part), q / parts)
+            for (t, s, h), q in self.usage.items()
+            for part in range(parts)
+        )
 
     def meter(self, revision: int = 1, keys: Iterable[tuple[str, str, datetime]] | None = None) -> None:
-        for tenant, service, at in self.usage if keys is None else keys:
-            quantity = self.usage[tenant, service, at]
-            self.run(
-                "INSERT INTO metered_usage VALUES (:h, :t, :s, '', :h, :revision, :q, 1, :reason, :at, 'r')",
-                h=at, t=tenant, s=service, revision=revision, q=quantity, at=at + timedelta(hours=1),
-                reason="first" if revision == 1 else "corrected",
-            )  # fmt: skip
-        for (at,) in self.run("SELECT hour FROM landed_hours GROUP BY hour"):
-            self.run(
-                "INSERT INTO metered_hours SELECT :h, count(*), 1, 0, 0, 1, :at, 'r' FROM landed_hours WHERE hour = :h"
-                " ON CONFLICT DO NOTHING",
-                h=at, at=at + timedelta(hours=1),
-            )  # fmt: skip
+        rows = [
+            {
+                "h": at, "t": tenant, "s": service, "revision": revision, "q": self.usage[tenant, service, at],
+                "at": at + timedelta(hours=1), "reason": "first" if revision == 1 else "corrected",
+            }
+            for tenant, service, at in (self.usage if keys is None else keys)
+        ]  # fmt: skip
+        self.write("INSERT INTO metered_usage VALUES (:h, :t, :s, '', :h, :revision, :q, 1, :reason, :at, 'r')", rows)
+        self.run(
+            "INSERT INTO metered_hours SELECT hour, count(*), 1, 0, 0, 1, hour + interval '1 hour', 'r'"
+            " FROM landed_hours GROUP BY hour ON CONFLICT DO NOTHING"
+        )
 
     def rate(
         self, keys: Iterable[tuple[str, str, datetime]] | None = None, revision: int = 1, at: datetime | None = None
     ) -> None:
-        for tenant, service, of_hour in self.usage if keys is None else keys:
-            if tenant not in self.catalog.tenants:
-                continue
-            quantity = self.usage[tenant, service, of_hour]
-            currency = self.catalog.currency(tenant)
-            self.run(
-                "INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision,"
-                " metered_revision, basis, reason, quantity, amount, currency, asked_quantity, answered_amount,"
-                " period_start, answer, rate_card_version, latency_ms, rated_at, run_id) VALUES (:h, :t, :s, '', :h,"
-                " :revision, :revision, 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1,"
-                " :at, 'r')",
-                h=of_hour, t=tenant, s=service, revision=revision, q=quantity, currency=currency,
-                amount=quantity * PRICES[currency, service], start=self.start_of(tenant),
-                at=at or of_hour + timedelta(hours=1), reason="first" if revision == 1 else "late",
-            )  # fmt: skip
+        rows = [
+            {
+                "h": h, "t": t, "s": s, "revision": revision, "q": self.usage[t, s, h],
+                "currency": self.catalog.currency(t), "start": self.start_of(t),
+                "amount": self.usage[t, s, h] * PRICES[self.catalog.currency(t), s],
+                "at": at or h + timedelta(hours=1), "reason": "first" if revision == 1 else "late",
+            }
+            for t, s, h in (self.usage if keys is None else keys)
+            if t in self.catalog.tenants
+        ]  # fmt: skip
+        self.write(
+            "INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision,"
+            " metered_revision, basis, reason, quantity, amount, currency, asked_quantity, answered_amount,"
+            " period_start, answer, rate_card_version, latency_ms, rated_at, run_id) VALUES (:h, :t, :s, '', :h,"
+            " :revision, :revision, 'hourly', :reason, :q, :amount, :currency, :q, :amount, :start, '{}', 'v1', 1,"
+            " :at, 'r')",
+            rows,
+        )
 
     def start_of(self, tenant: str) -> datetime:
         return self.catalog.tenants[tenant].period(PERIOD).start
 
     def map(self) -> None:
-        for tenant in self.catalog.tenants:
-            self.run(
-                "INSERT INTO stripe_customers VALUES (:t, :c, :sub, :currency, false, :at)",
-                t=tenant, c=f"cus_{tenant}", sub=f"sub_{tenant}", currency=self.catalog.currency(tenant), at=START,
-            )  # fmt: skip
-            for service in self.catalog.services:
-                self.run(
-                    "INSERT INTO stripe_items VALUES (:t, :s, :item, 'price', :meter, :name, 'hourly', :at)",
-                    t=tenant, s=service, item=f"si_{tenant}_{service}", meter=f"mtr_{service}",
-                    name=self.catalog.meter(service), at=START,
-                )  # fmt: skip
+        customers = [
+            {"t": t, "c": f"cus_{t}", "sub": f"sub_{t}", "currency": self.catalog.currency(t), "at": START}
+            for t in self.catalog.tenants
+        ]
+        items = [
+            {"t": t, "s": s, "item": f"si_{t}_{s}", "meter": f"mtr_{s}", "name": self.catalog.meter(s), "at": START}
+            for t in self.catalog.tenants
+            for s in self.catalog.services
+        ]
+        self.write("INSERT INTO stripe_customers VALUES (:t, :c, :sub, :currency, false, :at)", customers)
+        self.write("INSERT INTO stripe_items VALUES (:t, :s, :item, 'price', :meter, :name, 'hourly', :at)", items)
 
     def units(self, tenant: str, service: str, quantity: Decimal) -> Decimal:
         if self.catalog.services[service].bill_by == "quantity":
@@ -189,23 +200,28 @@ class Month:
         parked: str | None = None,
         error: str | None = None,
     ) -> None:
+        rows = []
         for tenant, service, of_hour in self.usage if keys is None else keys:
-            if tenant not in self.catalog.tenants:
-                continue
-            exact = self.units(tenant, service, self.usage[tenant, service, of_hour])
-            at = settled_at or of_hour + timedelta(hours=1)
-            identifier = f"{tenant}-{service}-{of_hour:%Y%m%d%H}-{revision}"
-            self.run(
-                "INSERT INTO usage_records (hour, identifier, tenant_id, service, customer_id, meter, backend,"
-                " window_start, revision, units, value, exact_units, period_start, event_timestamp, payload,"
-                " payload_sha256, planned_at, run_id, state, settled_at, parked, error) VALUES (:h, :identifier, :t,"
-                " :s, :customer, :meter, 'hourly', :h, :revision, :units, :units, :exact, :start, :h, '{}', 'x', :at,"
-                " 'r', :state, :settled_at, :parked, :error)",
-                h=of_hour, identifier=identifier, t=tenant, s=service, customer=f"cus_{tenant}",
-                meter=self.catalog.meter(service), revision=revision, units=rounded(exact, 0), exact=exact,
-                start=self.start_of(tenant), at=at, state=state, settled_at=at if state == "delivered" else None,
-                parked=parked, error=error,
-            )  # fmt: skip
+            if tenant in self.catalog.tenants:
+                exact = self.units(tenant, service, self.usage[tenant, service, of_hour])
+                at = settled_at or of_hour + timedelta(hours=1)
+                rows.append(
+                    {
+                        "h": of_hour, "identifier": f"{tenant}-{service}-{of_hour:%Y%m%d%H}-{revision}", "t": tenant,
+                        "s": service, "customer": f"cus_{tenant}", "meter": self.catalog.meter(service),
+                        "revision": revision, "units": rounded(exact, 0), "exact": exact,
+                        "start": self.start_of(tenant), "at": at, "state": state,
+                        "settled_at": at if state == "delivered" else None, "parked": parked, "error": error,
+                    }
+                )  # fmt: skip
+        self.write(
+            "INSERT INTO usage_records (hour, identifier, tenant_id, service, customer_id, meter, backend,"
+            " window_start, revision, units, value, exact_units, period_start, event_timestamp, payload,"
+            " payload_sha256, planned_at, run_id, state, settled_at, parked, error) VALUES (:h, :identifier, :t,"
+            " :s, :customer, :meter, 'hourly', :h, :revision, :units, :units, :exact, :start, :h, '{}', 'x', :at,"
+            " 'r', :state, :settled_at, :parked, :error)",
+            rows,
+        )
 
     def totals(self) -> dict[tuple[str, str], Decimal]:
         """Whole units that Stripe should hold, by tenant and service."""

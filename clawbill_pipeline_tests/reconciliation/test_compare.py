@@ -42,7 +42,7 @@ def test_a_clean_month_has_no_break_and_shows_its_rounding(month: Month) -> None
     month.clean()
     reconciled = run(month)
     assert found(reconciled) == []
-    assert [check.passed for check in reconciled.checks] == [True, True]
+    assert [check.passed for check in reconciled.checks] == [True, True, True]
     acme = next(s for s in reconciled.waterfall if (s.tenant_id, s.service) == ("acme", "tokens"))
     assert acme.metered_quantity == 6 * 1001 + 7 * 15
     assert acme.rated_amount == Decimal("9.1665")
@@ -95,11 +95,46 @@ def test_metered_without_events(month: Month) -> None:
     month.clean()
     for path in month.lake.root.rglob("hour=2026-10-01T03/*.parquet"):
         path.unlink()
-    assert {(b[0], b[1], b[2], b[4]) for b in found(run(month))} == {
+    reconciled = run(month)
+    assert {(b[0], b[1], b[2], b[4]) for b in found(reconciled)} == {
         ("acme", "tokens", hour(3), "not_landed"),
         ("globex", "requests", hour(3), "not_landed"),
         ("osaka", "tokens", hour(3), "not_landed"),
     }
+    assert {c.name: c.passed for c in reconciled.checks}["lake_is_whole"] is False
+
+
+def test_a_damaged_lake_file_stops_nothing(month: Month) -> None:
+    month.clean()
+    for path in month.lake.root.rglob("hour=2026-10-01T03/*.parquet"):
+        path.write_bytes(path.read_bytes()[:100])
+    reconciled = run(month)
+    assert {b[4] for b in found(reconciled)} == {"not_landed"}
+    assert reconciled.checks[2].numbers == {"damaged": 1}
+
+
+def test_metered_twice(month: Month) -> None:
+    month.clean()
+    month.run("ALTER TABLE metered_usage DISABLE TRIGGER USER")
+    month.run("UPDATE metered_usage SET quantity = 2016, events = 2 WHERE tenant_id = 'acme' AND hour = :h", h=hour(1))
+    twice = [b for b in found(run(month)) if b[3] == "landed_metered"]
+    assert twice == [("acme", "tokens", hour(1), "landed_metered", "counted_twice", Decimal(1008), Decimal("1.512"))]
+
+
+def test_metered_in_the_wrong_hour(month: Month) -> None:
+    month.clean()
+    month.run("ALTER TABLE metered_usage DISABLE TRIGGER USER")
+    for number, change in ((1, -1000), (2, 1000)):
+        month.run(
+            "UPDATE metered_usage SET quantity = quantity + :q WHERE tenant_id = 'acme' AND service = 'tokens'"
+            " AND hour = :h",
+            h=hour(number), q=change,
+        )  # fmt: skip
+    moved = [b[2:6] for b in found(run(month)) if b[3] == "landed_metered"]
+    assert moved == [
+        (hour(1), "landed_metered", "wrong_hour", Decimal(-1000)),
+        (hour(2), "landed_metered", "wrong_hour", Decimal(1000)),
+    ]
 
 
 def test_unmapped_tenant(month: Month) -> None:
@@ -341,6 +376,7 @@ def test_discount_and_credit_explain_a_payment(month: Month) -> None:
     reconciled = run(month)
     assert reconciled.breaks == ()
     assert [(b.cause, b.amount) for b in reconciled.explained] == [
+        ("tax", Decimal("1.33")),
         ("credit", Decimal(-1)),
         ("discount", Decimal("-1.17")),
     ]
