@@ -1,1 +1,1 @@
-"""Mirrors clawbill_pipeline/defs."""
+"""Tests of what Dagster loads."""

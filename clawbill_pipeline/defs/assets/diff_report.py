@@ -27,7 +27,7 @@ def diff_report(
     catalog: dg.ResourceParam[Catalog],
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """An Excel workbook, CSV files and a self-contained HTML page; the same data gives the same bytes."""
     period = context.partition_key
     result = render(ledger, catalog, period=period, folder=settings.reports_root, now=clock(), run_id=context.run_id)

@@ -31,7 +31,7 @@ def metered_usage(
     lake: dg.ResourceParam[Lake],
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
     result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
     return materialized(result, rows=result.rows)

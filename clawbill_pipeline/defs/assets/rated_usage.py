@@ -32,7 +32,7 @@ def rated_usage(
     ledger: dg.ResourceParam[Ledger],
     openclaw: dg.ResourceParam[OpenClaw],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """The exact, unrounded amount of each metered row, with OpenClaw's whole answer beside it.
 
     A row that OpenClaw can't rate now stays due and is in `rating_failures`; everybody else is billed.

@@ -40,7 +40,7 @@ def stripe_invoices(
     ledger: dg.ResourceParam[Ledger],
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """Handles all landed Stripe events that were not handled yet, in order of landing, up to the given inbox id.
 
     The state of an invoice is taken from the newest object, whatever order events come in; each event is handled

@@ -29,6 +29,6 @@ def stripe_setup(
     ledger: dg.ResourceParam[Ledger],
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """Makes Stripe match the catalogue and keeps who is who in the ledger. Never deletes."""
     return materialized(provision(ledger, catalog, stripe, now=clock(), run_id=context.run_id))

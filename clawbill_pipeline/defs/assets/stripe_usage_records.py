@@ -34,7 +34,7 @@ def stripe_usage_records(
     ledger: dg.ResourceParam[Ledger],
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """One usage record a Stripe customer, meter and hour; a correction is a new revision under a new identifier.
 
     The intent is committed before the call, every retry carries the same identifier, and what an earlier run left

@@ -31,7 +31,7 @@ def stripe_usage_summaries(
     ledger: dg.ResourceParam[Ledger],
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """Stripe's own totals a customer and meter for a month's billing periods; hours where they differ."""
     result = read_summaries(ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id)
     return materialized(result)

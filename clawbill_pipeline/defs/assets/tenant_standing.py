@@ -23,6 +23,6 @@ def tenant_standing(
     ledger: dg.ResourceParam[Ledger],
     openclaw: dg.ResourceParam[OpenClaw],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """Standing by tenant with its whole history; changes that OpenClaw hasn't heard of are told to it."""
     return materialized(report_standing(ledger, openclaw, now=clock(), run_id=context.run_id))

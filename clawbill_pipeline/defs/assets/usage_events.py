@@ -51,7 +51,7 @@ def usage_events(
     lake: dg.ResourceParam[Lake],
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """Usage events by the hour of their own time, as Parquet.
 
     A run lands all that is new in every source of the catalogue, whatever hour it belongs to: hours that were metered

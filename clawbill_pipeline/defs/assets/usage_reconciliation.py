@@ -32,7 +32,7 @@ def usage_reconciliation(
     lake: dg.ResourceParam[Lake],
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult:
     """The waterfall of the billing periods that start in a month, and its breaks, each with amount, place and cause."""
     result = reconcile(ledger, catalog, lake, period=context.partition_key, now=clock(), run_id=context.run_id)
     return materialized(result)
