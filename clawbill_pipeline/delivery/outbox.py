@@ -50,6 +50,10 @@ class OutboxRow:
     meter_id: str | None
 
     @property
+    def lane(self) -> Lane:
+        return self.customer_id, self.meter
+
+    @property
     def doubtful(self) -> bool:
         """Whether it may be at Stripe already: it was being sent, or nobody knows what became of it."""
         return self.state in ("sending", "unknown")

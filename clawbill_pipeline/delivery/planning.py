@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from itertools import groupby
 from typing import Any
@@ -21,14 +21,18 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.delivery.backends import BACKENDS, LONGEST_IDENTIFIER, MOST_DIGITS, Record, payload_hash
+from clawbill_pipeline.delivery.backends import (
+    BACKENDS,
+    LONGEST_IDENTIFIER,
+    MOST_REVISIONS,
+    Backend,
+    Record,
+    payload_hash,
+)
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
 from clawbill_pipeline.money import EXACT, MICRO, rounded
 from clawbill_pipeline.results import Check
-
-#: A correction is stamped one second later than the one before; the shortest window is a quarter of an hour.
-MOST_REVISIONS = 899
 
 _BATCH = 20_000
 
@@ -161,13 +165,14 @@ WITH sold AS (
 )
 SELECT c.customer_id, i.meter, r.hour, r.window_start, min(r.period_start) AS period_start,
     min(r.tenant_id) AS tenant_id, min(r.service) AS service, min(i.backend) AS backend,
+    min(i.subscription_item_id) AS subscription_item_id,
     i.meter IS NULL OR sold.scale IS NULL AS unmapped, r.currency <> c.currency AS other_currency,
     sum(CASE WHEN sold.by_amount THEN r.amount ELSE r.quantity END * sold.scale) AS exact_units
 FROM current r
 LEFT JOIN sold USING (service)
 LEFT JOIN stripe_items i USING (tenant_id, service)
 LEFT JOIN stripe_customers c USING (tenant_id)
-GROUP BY 1, 2, 3, 4, 9, 10
+GROUP BY 1, 2, 3, 4, unmapped, other_currency
 """
 _WAITING = """
 SELECT count(*) FILTER (WHERE unmapped) AS unmapped, count(*) FILTER (WHERE other_currency) AS other_currency
@@ -186,6 +191,7 @@ WITH newest AS (
     GROUP BY hour, customer_id, meter, window_start
 )
 SELECT w.hour, w.customer_id, w.meter, w.period_start, w.window_start, w.tenant_id, w.service, w.backend,
+    w.subscription_item_id,
     w.exact_units AS exact, coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
     coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent
 FROM wanted w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
@@ -252,15 +258,18 @@ def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple
         record = Record(
             identifier=identifier(row.customer_id, row.meter, row.window_start, revision),
             customer_id=row.customer_id,
+            subscription_item_id=row.subscription_item_id,
             meter=row.meter,
             value=value,
-            event_timestamp=row.window_start + timedelta(seconds=min(revision, MOST_REVISIONS)),
+            window_start=row.window_start,
+            revision=revision,
         )
         params = backend.params(record)
-        parked, error = _hindrance(value, revision)
+        event_timestamp = backend.event_timestamp(row.window_start, revision)
+        parked, error = _hindrance(backend, value, revision)
         yield (
             row.hour, record.identifier, row.tenant_id, row.service, row.customer_id, row.meter, row.backend,
-            row.window_start, revision, units, value, row.exact, row.period_start, record.event_timestamp,
+            row.window_start, revision, units, value, row.exact, row.period_start, event_timestamp,
             Jsonb(params), payload_hash(params), now, run_id, parked, error,
         )  # fmt: skip
 
@@ -274,10 +283,10 @@ def identifier(customer_id: str, meter: str, window_start: datetime, revision: i
     return f"{name[: LONGEST_IDENTIFIER - len(tail) - 1]}:{tail}"
 
 
-def _hindrance(value: Decimal, revision: int) -> tuple[str | None, str | None]:
+def _hindrance(backend: Backend, value: Decimal, revision: int) -> tuple[str | None, str | None]:
     """Why a record can't be sent as it is: a short code and a sentence."""
-    if len(str(abs(int(value)))) > MOST_DIGITS:
-        return "too_many_digits", f"{value} has more than the {MOST_DIGITS} digits that Stripe takes"
+    if (refused := backend.hindrance(value)) is not None:
+        return "invalid_value", refused
     if revision > MOST_REVISIONS:
         return "too_many_revisions", f"revision {revision}: a window has a second of its own for {MOST_REVISIONS} only"
     return None, None

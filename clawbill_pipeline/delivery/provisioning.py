@@ -13,6 +13,7 @@ from calendar import monthrange
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -22,9 +23,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 from clawbill_pipeline.catalog import Catalog, Tenant, UnknownService
 from clawbill_pipeline.catalog.periods import utc_hour
-from clawbill_pipeline.delivery.backends import HOUR_METER, MeterMismatch, backend_of_meter
+from clawbill_pipeline.delivery.backends import USAGE_RECORD, Backend, MeterMismatch, backend_of_meter
+from clawbill_pipeline.delivery.errors import account_is_refused, may_work_later, retry_after, said
 from clawbill_pipeline.delivery.pricing import Unpriceable, amount_terms, described, quantity_terms
-from clawbill_pipeline.delivery.said import account_is_refused, may_work_later, retry_after, said
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail, stripe_customers, stripe_items
@@ -173,7 +174,7 @@ class _Work:
             meter = by_name.get(name)
             if meter is not None:
                 try:
-                    backend = backend_of_meter(meter)
+                    backend = self._backend(meter)
                 except MeterMismatch as error:
                     self._note("meter", name, "failed", str(error))
                     continue
@@ -197,6 +198,9 @@ class _Work:
                 self._note("meter", name, "failed", str(error))
                 continue
             self.meters[service] = made
+
+    def _backend(self, meter: Document) -> Backend:
+        return backend_of_meter(meter, self.catalog.delivery.calls_per_second)
 
     def _prices(self, product: str | None) -> None:
         wanted: dict[str, tuple[str, Document]] = {}
@@ -337,7 +341,7 @@ class _Work:
         wanted: dict[str, str | None] = {}
         for service, meter in self.meters.items():
             key = self._lookup_key(tenant_id, service)
-            if meter is not None and backend_of_meter(meter) is HOUR_METER and cuts_hours(tenant, self.now):
+            if meter is not None and self._backend(meter).absolute and cuts_hours(tenant, self.now):
                 self._note(
                     "item",
                     f"{tenant_id}/{service}",
@@ -426,51 +430,66 @@ class _Work:
 
     def _items(self, tenant_id: str, subscription: Document, wanted: Mapping[str, str | None]) -> list[Document]:
         """The rows of ``stripe_items``: of items that are there, and of those that were missing."""
-        present = {_meter_of(item): item for item in _all(self._list_items(subscription["id"]))}
+        items = list(_all(self._list_items(subscription["id"])))
+        by_meter = {_meter_of(item): item for item in items}
+        legacy = {item["metadata"].get("service"): item for item in items if _meter_of(item) is None}
         rows = []
         for service, price in wanted.items():
             name = f"{tenant_id}/{service}"
-            meter = self.meters[service]
-            item = present.get(meter["id"]) if meter else None
-            if item is None:
-                if price is None or meter is None:  # dry run
+            meter: Document | None = None if service in legacy else self.meters[service]
+            try:
+                if service in legacy:
+                    item: Document | None = self._kept_legacy_item(name, tenant_id, service, legacy[service])
+                elif meter is not None and meter["id"] in by_meter:
+                    item = self._kept_item(name, tenant_id, by_meter[meter["id"]], price)
+                elif meter is not None and price is not None:
+                    item = self._add_item(name, subscription["id"], tenant_id, service, price, meter["id"])
+                else:  # dry run
                     self._note("item", name, "made", "", tenant_id)
-                    continue
-                try:
-                    item = self._add_item(subscription["id"], tenant_id, service, price, meter["id"])
-                except _Failed as error:
-                    self._note("item", name, "failed", str(error), tenant_id)
-                if item is None:
-                    continue
-            elif item["price"]["id"] != price:
-                self._note(
-                    "item",
-                    name,
-                    "failed",
-                    f"item {item['id']} bills by price {item['price']['id']}, the catalogue wants {price}: change it "
-                    "in Stripe's dashboard at the end of a period, then provision again",
-                    tenant_id,
+                    item = None
+            except _Failed as error:
+                self._note("item", name, "failed", str(error), tenant_id)
+                continue
+            if item is not None:
+                rows.append(
+                    {
+                        "tenant_id": tenant_id,
+                        "service": service,
+                        "subscription_item_id": item["id"],
+                        "price_id": item["price"]["id"],
+                        "meter_id": meter["id"] if meter else "",
+                        "meter": self.catalog.meter(service),
+                        "backend": (self._backend(meter) if meter else USAGE_RECORD).name,
+                    }
                 )
-                continue
-            else:
-                self._note("item", name, "kept", str(item["id"]), tenant_id)
-            if meter is None:
-                continue
-            rows.append(
-                {
-                    "tenant_id": tenant_id,
-                    "service": service,
-                    "subscription_item_id": item["id"],
-                    "price_id": item["price"]["id"],
-                    "meter_id": meter["id"],
-                    "meter": meter["event_name"],
-                    "backend": backend_of_meter(meter).name,
-                }
-            )
         return rows
 
+    def _kept_item(self, name: str, tenant_id: str, item: Document, price: str | None) -> Document:
+        if item["price"]["id"] != price:
+            raise _Failed(
+                f"item {item['id']} bills by price {item['price']['id']}, the catalogue wants {price}: change it in "
+                "Stripe's dashboard at the end of a period, then provision again"
+            )
+        self._note("item", name, "kept", str(item["id"]), tenant_id)
+        return item
+
+    def _kept_legacy_item(self, name: str, tenant_id: str, service: str, item: Document) -> Document:
+        """An item whose price no meter backs: it lives on usage records, as long as it charges the same."""
+        terms = self._terms(tenant_id, service)
+        price = item["price"]
+        simple = price["billing_scheme"] == terms["billing_scheme"] == "per_unit"
+        simple = simple and not price["transform_quantity"] and "transform_quantity" not in terms
+        same = simple and Decimal(price["unit_amount_decimal"]) == Decimal(terms["unit_amount_decimal"])
+        if price["recurring"]["usage_type"] != "metered" or not same:
+            raise _Failed(
+                f"item {item['id']} has a price without a meter that does not charge what the catalogue says "
+                f"({described(terms)}): move it to a price with a meter"
+            )
+        self._note("item", name, "kept", f"{item['id']}, legacy usage records", tenant_id)
+        return item
+
     def _add_item(
-        self, subscription_id: str, tenant_id: str, service: str, price: str, meter_id: str
+        self, name: str, subscription_id: str, tenant_id: str, service: str, price: str, meter_id: str
     ) -> Document | None:
         added = {"items": [{"price": price, "metadata": {"tenant_id": tenant_id, "service": service}}]}
 
@@ -482,7 +501,7 @@ class _Work:
                 if _meter_of(item.to_dict()) == meter_id
             )
 
-        return self._make_document("item", f"{tenant_id}/{service}", add, added, "", tenant_id, under=subscription_id)
+        return self._make_document("item", name, add, added, "", tenant_id, under=subscription_id)
 
     def _list_items(self, subscription_id: str) -> Any:
         return self.client.subscription_items.list({"subscription": subscription_id, "limit": 100})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,7 +20,8 @@ import stripe
 
 from clawbill_pipeline.catalog import Catalog, UnknownTenant
 from clawbill_pipeline.catalog.periods import HOUR
-from clawbill_pipeline.delivery.backends import BACKENDS, FURTHEST_AHEAD, OLDEST, payload_hash
+from clawbill_pipeline.delivery.backends import BACKENDS, FURTHEST_AHEAD, OLDEST, Intent, Session, payload_hash
+from clawbill_pipeline.delivery.errors import account_is_refused, had_no_effect, may_work_later, retry_after, said
 from clawbill_pipeline.delivery.outbox import (
     Claims,
     Lane,
@@ -34,7 +35,6 @@ from clawbill_pipeline.delivery.outbox import (
     write_moves,
 )
 from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
-from clawbill_pipeline.delivery.said import account_is_refused, may_work_later, retry_after, said
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
@@ -116,9 +116,9 @@ def deliver(
 
 
 class _Turn(NamedTuple):
-    """A lane in hand: its rows to send, in order."""
+    """Lanes in hand, with their rows to send in order. Several lanes where one call takes many records."""
 
-    lane: Lane
+    lanes: list[Lane]
     rows: list[OutboxRow]
 
 
@@ -136,6 +136,39 @@ def sendable(rows: Sequence[OutboxRow], now: datetime) -> Iterator[OutboxRow]:
             yield row
         elif row.parked is None or row.attempts or not BACKENDS[row.backend].absolute:
             blocked = row.window_start
+
+
+def next_call(rows: Sequence[OutboxRow]) -> tuple[list[OutboxRow], list[OutboxRow]]:
+    """The rows of the next call, and the rest. Revisions of one window never travel together: order decides there."""
+    backend = BACKENDS[rows[0].backend]
+    if backend.most == 1:
+        return [rows[0]], list(rows[1:])
+    chosen: list[OutboxRow] = []
+    rest: list[OutboxRow] = []
+    windows: set[tuple[Lane, datetime]] = set()
+    for row in rows:
+        window = (row.lane, row.window_start)
+        fits = len(chosen) < backend.most and row.backend == backend.name and window not in windows
+        (chosen if fits else rest).append(row)
+        windows.add(window)
+    return chosen, rest
+
+
+def together(turns: Iterable[_Turn]) -> Iterator[_Turn]:
+    """Lanes whose backend takes many records a call share a turn, until it has a call's worth."""
+    shared = _Turn([], [])
+    for turn in turns:
+        most = BACKENDS[turn.rows[0].backend].most if turn.rows else 1
+        if most == 1:
+            yield turn
+            continue
+        shared.lanes.extend(turn.lanes)
+        shared.rows.extend(turn.rows)
+        if len(shared.rows) >= most:
+            yield shared
+            shared = _Turn([], [])
+    if shared.lanes:
+        yield shared
 
 
 def hindrance(row: OutboxRow, now: datetime) -> Move | None:
@@ -160,6 +193,11 @@ def _too_old(row: OutboxRow, now: datetime) -> Move:
 def _parked(row: OutboxRow, now: datetime, reason: str, error: str, *, doubtful: bool | None = None) -> Move:
     doubtful = row.doubtful if doubtful is None else doubtful
     return Move(row, "unknown" if doubtful else "planned", now, parked=reason, error=error)
+
+
+def _open(row: OutboxRow, now: datetime, lost: bool, error: str) -> Move:
+    """Still to be sent, after a call that failed; unknown if an answer got lost."""
+    return Move(row, "unknown" if row.doubtful or lost else "planned", now, error=error)
 
 
 def _restored(row: OutboxRow, now: datetime) -> Move:
@@ -191,7 +229,8 @@ class _Delivery:
         self._turns: asyncio.Queue[_Turn | None] = asyncio.Queue(maxsize=_LANES_AT_ONCE)
         self._claiming = asyncio.Lock()
         finished = asyncio.Event()
-        async with self.api.session() as self._client, asyncio.TaskGroup() as tasks:
+        async with self.api.session() as client, asyncio.TaskGroup() as tasks:
+            self._session = Session(client)
             tasks.create_task(self._write(finished))
             tasks.create_task(self._send_all(finished))
 
@@ -217,7 +256,7 @@ class _Delivery:
                 turns, moves = await asyncio.to_thread(self._claim, lanes[start : start + _LANES_AT_ONCE])
             for move in moves:
                 self._settle(move)
-            for turn in turns:
+            for turn in together(turns):
                 await self._turns.put(turn)
         for _ in range(workers):
             await self._turns.put(None)
@@ -233,42 +272,41 @@ class _Delivery:
                     moves.append(move)
                 else:
                     due.append(row)
-            turns.append(_Turn(lane, due))
+            turns.append(_Turn([lane], due))
         if sending := [row for turn in turns for row in turn.rows]:
             mark_sending(self.ledger, sending, now)
         return turns, moves
 
     async def _work(self) -> None:
         while (turn := await self._turns.get()) is not None:
-            await self._lane(turn)
-            self._done.append(turn.lane)
+            await self._send_turn(turn)
+            self._done += turn.lanes
 
-    async def _lane(self, turn: _Turn) -> None:
-        """Sends the lane's rows one after the other. What fails for now ends the lane: the rest waits with it."""
-        rows = list(turn.rows)
-        held: set[datetime] = set()
+    async def _send_turn(self, turn: _Turn) -> None:
+        """Sends call after call. What fails for now ends its lane: the lane's other rows wait with it."""
+        rows = turn.rows
+        ended: set[Lane] = set()
+        held: set[tuple[Lane, datetime]] = set()
         try:
             while rows:
-                row = rows[0]
-                if row.window_start in held:
-                    self._leave([rows.pop(0)])
-                    continue
-                move = await self._send(row)
-                rows.pop(0)
-                self._settle(move)
-                if move.parked in _WHOLE_LANE:
-                    for other in rows:
-                        self._settle(_parked(other, move.at, str(move.parked), str(move.error)))
-                    rows = []
-                elif move.parked is not None or (move.state == "rejected" and not BACKENDS[row.backend].absolute):
-                    held.add(row.window_start)
-                elif move.state not in ("delivered", "rejected"):
-                    break
-        except (asyncio.CancelledError, DeliveryRefused):
-            # A call in flight may have had its effect: it stays ``sending``, and the next delivery finds out.
-            rows.pop(0)
-            raise
+                chunk, rows = next_call(rows)
+                for move in await self._send(chunk):
+                    self._settle(move)
+                    row = move.row
+                    if move.parked in _WHOLE_LANE:
+                        ended.add(row.lane)
+                        others, rows = [r for r in rows if r.lane == row.lane], [r for r in rows if r.lane != row.lane]
+                        for other in others:
+                            self._settle(_parked(other, move.at, str(move.parked), str(move.error)))
+                    elif move.parked is not None or (move.state == "rejected" and not BACKENDS[row.backend].absolute):
+                        held.add((row.lane, row.window_start))
+                    elif move.state not in ("delivered", "rejected"):
+                        ended.add(row.lane)
+                if ended or held:
+                    self._leave([r for r in rows if r.lane in ended or (r.lane, r.window_start) in held])
+                    rows = [r for r in rows if r.lane not in ended and (r.lane, r.window_start) not in held]
         finally:
+            # The call in flight may have had its effect: it stays ``sending``, and the next delivery finds out.
             self._leave(rows)
 
     def _leave(self, rows: Sequence[OutboxRow]) -> None:
@@ -283,16 +321,25 @@ class _Delivery:
         else:
             self.counts[{"planned": "waiting", "sending": "waiting"}.get(move.state, move.state)] += 1
 
-    async def _send(self, row: OutboxRow) -> Move:
-        """One record to its end: delivered, rejected, parked, or still open after the last attempt."""
-        doubtful = row.doubtful
-        if doubtful and row.first_sent_at is not None and self.now() - row.first_sent_at >= IDENTIFIER_LIFE:
-            # Stripe may have forgotten the identifier: sent again, a difference would count twice.
-            move = await self._settled_by_summary(row)
-            if move is not None:
-                return move
-            if row.event_timestamp < self.now() - OLDEST:
-                return _too_old(row, self.now())
+    async def _send(self, rows: Sequence[OutboxRow]) -> list[Move]:
+        """The records of one call to their end: delivered, rejected, parked, or still open after the last attempt."""
+        moves, fresh = [], []
+        for row in rows:
+            if row.doubtful and row.first_sent_at is not None and self.now() - row.first_sent_at >= IDENTIFIER_LIFE:
+                # Stripe may have forgotten the identifier: sent again, a difference would count twice.
+                move = await self._settled_by_summary(row)
+                if move is None and row.event_timestamp < self.now() - OLDEST:
+                    move = _too_old(row, self.now())
+                if move is not None:
+                    moves.append(move)
+                    continue
+            fresh.append(row)
+        return moves + (await self._call(fresh) if fresh else [])
+
+    async def _call(self, rows: Sequence[OutboxRow], lost: bool = False) -> list[Move]:
+        """Calls until there is an answer or patience ends. ``lost``: an earlier answer got lost."""
+        backend = BACKENDS[rows[0].backend]
+        intents = [Intent(row.identifier, row.payload) for row in rows]
         problem, wait = "", 0.0
         for attempt in range(1, self.catalog.delivery.attempts + 1):
             if attempt > 1:
@@ -303,24 +350,28 @@ class _Delivery:
                 await asyncio.sleep(wait)
             await self._bucket.take()
             try:
-                answer = await BACKENDS[row.backend].send(self._client, row.identifier, row.payload)
+                answer = await backend.send(self._session, intents)
             except stripe.StripeError as error:
                 if account_is_refused(error):
-                    self._settle(Move(row, "unknown" if doubtful else "planned", self.now(), error=said(error)))
+                    for row in rows:
+                        self._settle(_open(row, self.now(), lost, said(error)))
                     raise DeliveryRefused(said(error)) from None
                 if not may_work_later(error):
-                    return await self._refused(row, error, doubtful)
-                doubtful = doubtful or error.http_status != 429
+                    if len(rows) == 1:
+                        return [await self._refused(rows[0], error, rows[0].doubtful or lost)]
+                    half = len(rows) // 2
+                    return await self._call(rows[:half], lost) + await self._call(rows[half:], lost)
+                lost = lost or not had_no_effect(error)
                 problem, wait = said(error), retry_after(error) or 0.0
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                doubtful = True
+                lost = True
                 problem, wait = f"the answer got lost: {type(error).__name__}", 0.0
             else:
-                return Move(row, "delivered", self.now(), answer=answer)
-        wait = max(wait, self.backoff.before(row.attempts + 2))
+                return [Move(row, "delivered", self.now(), answer=answer) for row in rows]
+        wait = max(wait, self.backoff.before(rows[0].attempts + 2))
         now = self.now()
-        state = "unknown" if doubtful else "planned"
-        return Move(row, state, now, error=problem, next_attempt_at=now + timedelta(seconds=wait))
+        later = now + timedelta(seconds=wait)
+        return [replace(_open(row, now, lost, problem), next_attempt_at=later) for row in rows]
 
     async def _refused(self, row: OutboxRow, error: stripe.StripeError, doubtful: bool) -> Move:
         """What a final no means: a duplicate is a yes, an object that is missing concerns the whole lane."""
@@ -350,6 +401,8 @@ class _Delivery:
     async def _settled_by_summary(self, row: OutboxRow) -> Move | None:
         """What Stripe's total of the window proves; None if it proves that the record is not there."""
         now = self.now()
+        if not BACKENDS[row.backend].totals:
+            return None
         if row.meter_id is None:
             return _parked(row, now, "unmapped", "the tenant's subscription item is gone from the map; provision again")
         try:
@@ -385,7 +438,7 @@ class _Delivery:
         with contextlib.suppress(UnknownTenant):
             end = min(end, self.catalog.tenant(row.tenant_id).period_at(row.window_start).end)
         await self._bucket.take()
-        page = await self._client.v1.billing.meters.event_summaries.list_async(
+        page = await self._session.client.v1.billing.meters.event_summaries.list_async(
             str(row.meter_id),
             {
                 "customer": row.customer_id,

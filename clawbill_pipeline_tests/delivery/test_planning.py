@@ -197,10 +197,10 @@ def test_usage_that_stripe_does_not_know_waits_and_is_counted(world: World) -> N
 
 
 def test_too_many_digits_are_parked(provisioned: World) -> None:
-    provisioned.rate("acme", "tokens", T0, "1000000000")
+    provisioned.rate("acme", "tokens", T0, "1000000000.5")
     assert provisioned.plan().parked == 1
     (row,) = provisioned.rows()
-    assert row.parked == "too_many_digits"
+    assert row.parked == "invalid_value"
 
 
 def test_periods_are_rounded_apart(world: World) -> None:

@@ -254,3 +254,21 @@ def test_a_clock_change_is_named(world: World) -> None:
     assert result.adrift == ("acme",)
     assert not result.checks[1].passed
     assert "acme" in result.checks[1].description
+
+
+def test_a_legacy_item_lives_on_usage_records(world: World) -> None:
+    subscription = world.legacy_subscription("acme")
+    result = world.provision()
+    assert not result.failed
+    customers, items = _mapped(world)
+    assert customers["acme"].subscription_id == subscription
+    assert (items["acme", "tokens"].backend, items["acme", "tokens"].meter_id) == ("usage_record", "")
+    assert items["acme", "requests"].backend == "hour_meter"
+    assert not world.provision().made
+
+
+def test_a_legacy_item_that_charges_something_else_is_refused(world: World) -> None:
+    world.legacy_subscription("acme", "0.0002")
+    (failed,) = world.provision().failed
+    assert (failed.name, "without a meter" in failed.detail) == ("acme/tokens", True)
+    assert ("acme", "tokens") not in _mapped(world)[1]

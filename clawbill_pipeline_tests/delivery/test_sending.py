@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import SecretStr
 
 from clawbill_pipeline.delivery.sending import deliver
 from clawbill_pipeline.stripe_api import StripeApi
-from clawbill_pipeline_tests.delivery.world import HOUR, T0, World
+from clawbill_pipeline_tests.delivery.faults import faulty
+from clawbill_pipeline_tests.delivery.world import BACKENDS, HOUR, T0, World
 
 
 @pytest.fixture
@@ -16,56 +19,57 @@ def provisioned(world: World) -> World:
     return world
 
 
-@pytest.fixture(params=["hour_meter", "sum_meter"])
-def either(request: pytest.FixtureRequest, world: World) -> World:
-    if request.param == "sum_meter":
-        world.account.meter("clawbill_tokens")
-    world.provision()
+@pytest.fixture(params=BACKENDS)
+def each(request: pytest.FixtureRequest, world: World) -> World:
+    """A world of each backend."""
+    world.provision_as(request.param)
     return world
 
 
-def test_what_is_planned_is_at_stripe(either: World) -> None:
+def test_what_is_planned_is_at_stripe(each: World) -> None:
     for hour in range(3):
-        either.rate("acme", "tokens", T0 + hour * HOUR, "1.5")
-    either.rate("globex", "tokens", T0, "2")
-    either.plan()
-    result = either.deliver()
+        each.rate("acme", "tokens", T0 + hour * HOUR, "1.5")
+    each.rate("globex", "tokens", T0, "2")
+    each.plan()
+    result = each.deliver()
     assert (result.delivered, result.waiting, result.parked, result.rejected, result.unknown) == (4, 0, 0, 0, 0)
     assert all(check.passed for check in result.checks)
-    assert [either.held("acme", "tokens", T0 + hour * HOUR) for hour in range(4)] == [1_500_000] * 3 + [0]
-    assert either.held("globex", "tokens") == 2_000_000
-    rows = either.rows()
+    assert each.held("acme", "tokens") == 4_500_000
+    if each.meter("tokens"):
+        assert [each.held("acme", "tokens", T0 + hour * HOUR) for hour in range(4)] == [1_500_000] * 3 + [0]
+    assert each.held("globex", "tokens") == 2_000_000
+    rows = each.rows()
     assert {(row.state, row.attempts) for row in rows} == {("delivered", 1)}
-    assert all(row.settled_at and row.first_sent_at and row.answer["object"] == "billing.meter_event" for row in rows)
-    assert sorted(either.audited()) == sorted(row.identifier for row in rows)
+    assert all(row.settled_at and row.first_sent_at and row.answer for row in rows)
+    assert sorted(each.audited()) == sorted(row.identifier for row in rows)
 
 
-def test_delivering_again_sends_nothing(either: World) -> None:
-    either.rate("acme", "tokens", T0, "1")
-    either.plan()
-    either.deliver()
-    before, stats = either.rows(), either.account.stats()
-    again = either.deliver()
+def test_delivering_again_sends_nothing(each: World) -> None:
+    each.rate("acme", "tokens", T0, "1")
+    each.plan()
+    each.deliver()
+    before, stats = each.rows(), each.account.stats()
+    again = each.deliver()
     assert again.delivered == 0
     assert all(check.passed for check in again.checks)
-    assert either.rows() == before
-    assert either.account.stats() == stats
+    assert each.rows() == before
+    assert each.account.stats() == stats
 
 
-def test_corrections_up_down_and_to_zero_land(either: World) -> None:
+def test_corrections_up_down_and_to_zero_land(each: World) -> None:
     for amount, held in (("3", 3_000_000), ("5", 5_000_000), ("1", 1_000_000), ("0", 0), ("2", 2_000_000)):
-        either.rate("acme", "tokens", T0, amount)
-        either.plan()
-        either.deliver()
-        assert either.held("acme", "tokens") == held
+        each.rate("acme", "tokens", T0, amount)
+        each.plan()
+        each.deliver()
+        assert each.held("acme", "tokens") == held
 
 
-def test_several_revisions_wait_for_each_other(either: World) -> None:
+def test_several_revisions_wait_for_each_other(each: World) -> None:
     for amount in ("3", "5", "1"):
-        either.rate("acme", "tokens", T0, amount)
-        either.plan()
-    assert either.deliver().delivered == 3
-    assert either.held("acme", "tokens") == 1_000_000
+        each.rate("acme", "tokens", T0, amount)
+        each.plan()
+    assert each.deliver().delivered == 3
+    assert each.held("acme", "tokens") == 1_000_000
 
 
 def test_a_refused_key_stops_everything_and_loses_nothing(provisioned: World) -> None:
@@ -80,3 +84,56 @@ def test_a_refused_key_stops_everything_and_loses_nothing(provisioned: World) ->
     assert [row.state for row in provisioned.rows()] == ["planned"]
     assert provisioned.deliver().delivered == 1
     assert provisioned.held("acme", "tokens") == 1_000_000
+
+
+def test_a_stream_takes_a_hundred_records_a_call(world: World) -> None:
+    world.provision_as("sum_meter_stream")
+    for hour in range(20):
+        for tenant in ("acme", "globex"):
+            for amount in ("1", "3", "2"):
+                world.rate(tenant, "tokens", T0 + hour * HOUR, amount)
+                world.plan((T0 + hour * HOUR, T0 + (hour + 1) * HOUR))
+    with faulty(world.sandbox.url) as proxy:
+        world.base = proxy.url
+        assert world.deliver().delivered == 120
+        # A correction never travels with what it corrects: three calls, one a revision.
+        assert len(proxy.calls) == 3
+    assert world.held("acme", "tokens") == world.held("globex", "tokens") == 40_000_000
+
+
+def test_a_stream_whose_session_lapsed_asks_for_another(fresh_world: World) -> None:
+    world = fresh_world
+    world.provision_as("hour_meter_stream")
+    for hour in range(2):
+        world.rate("acme", "tokens", T0 + hour * HOUR, "1")
+    world.plan()
+    with faulty(world.sandbox.url) as proxy:
+        world.base = proxy.url
+        # The first call dies of a lost connection; by the time it is repeated the token is too old.
+        proxy.plan = _once(lambda: world.sandbox.move_to(world.sandbox.now() + 1000))
+        result = world.deliver()
+    assert (result.delivered, result.retries) == (2, 2)
+    assert world.held("acme", "tokens") == 2_000_000
+
+
+def _once(effect: Callable[[], object]) -> Callable[[dict[str, str]], str | None]:
+    pending = [effect]
+
+    def plan(params: dict[str, str]) -> str | None:
+        if not pending:
+            return None
+        pending.pop()()
+        return "lost_before"
+
+    return plan
+
+
+def test_a_negative_usage_record_is_parked(world: World) -> None:
+    world.provision_as("usage_record")
+    world.rate("acme", "tokens", T0, "-1")
+    assert world.plan().parked == 1
+    world.rate("acme", "tokens", T0, "2")
+    world.plan()
+    result = world.deliver()
+    assert result.delivered == 1
+    assert world.held("acme", "tokens") == 2_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,10 +18,11 @@ from clawbill_pipeline.delivery.provisioning import Provisioned, provision
 from clawbill_pipeline.delivery.sending import Delivered, deliver
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.tables import audit_trail, rated_usage, usage_records
-from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline.stripe_api import LEGACY_VERSION, StripeApi
 from clawbill_pipeline_tests.sandbox.stripe.server import Account, Sandbox
 
 HOUR = timedelta(hours=1)
+BACKENDS = ("hour_meter", "sum_meter", "hour_meter_stream", "sum_meter_stream", "usage_record")
 #: The first hour that is used; the stand-in's clock starts a day later.
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -64,6 +66,35 @@ class World:
 
     def provision(self, **options: Any) -> Provisioned:
         return provision(self.ledger, self.catalog, self.api, now=self.now(), run_id="test", **options)
+
+    def provision_as(self, backend: str) -> None:
+        """Provisions so that tokens go by ``backend``: by what is at Stripe before, as in real life."""
+        if backend.startswith("sum_meter"):
+            self.account.meter("clawbill_tokens")
+        if backend == "usage_record":
+            for tenant in self.catalog.tenants:
+                self.legacy_subscription(tenant)
+        result = self.provision()
+        assert not result.failed, result.failed
+        if backend.endswith("_stream"):  # chosen in live mode only
+            self.execute("UPDATE stripe_items SET backend = backend || '_stream' WHERE service = 'tokens'")
+
+    def legacy_subscription(self, tenant: str, unit_amount: str = "0.0001") -> str:
+        """A subscription whose tokens are billed by a price without a meter, made as one did years ago."""
+        client, old = self.account.client, {"stripe_version": LEGACY_VERSION}
+        customer = self.account.customer(metadata={"tenant_id": tenant})
+        product = client.v1.products.create({"name": "OpenClaw Usage"}).id
+        recurring = {"interval": "month", "usage_type": "metered"}
+        terms = {"currency": "usd", "product": product, "recurring": recurring, "unit_amount_decimal": unit_amount}
+        items = [{"price": client.v1.prices.create(terms, old).id, "metadata": {"service": "tokens"}}]
+        given = {
+            "customer": customer,
+            "items": items,
+            "metadata": {"tenant_id": tenant},
+            "backdate_start_date": int(T0.timestamp()),
+            "billing_cycle_anchor": int(self.catalog.tenant(tenant).period_at(T0).end.timestamp()),
+        }
+        return str(client.v1.subscriptions.create(given, old).id)
 
     def rate(
         self,
@@ -136,15 +167,25 @@ class World:
             found = "SELECT customer_id FROM stripe_customers WHERE tenant_id = :tenant"
             return str(connection.scalar(text(found), {"tenant": tenant}))
 
-    def meter(self, service: str) -> str:
-        """Stripe's id of the service's meter."""
+    def meter(self, service: str, tenant: str = "acme") -> str:
+        """Stripe's id of the service's meter; empty for a legacy item."""
         with self.ledger.transaction() as connection:
-            found = "SELECT meter_id FROM stripe_items WHERE service = :service"
-            return str(connection.scalar(text(found), {"service": service}))
+            found = "SELECT meter_id FROM stripe_items WHERE service = :service AND tenant_id = :tenant"
+            return str(connection.scalar(text(found), {"service": service, "tenant": tenant}))
 
     def held(self, tenant: str, service: str, hour: datetime | None = None, hours: int = 1) -> int:
-        """Whole units that Stripe holds: of some hours, or of the whole month."""
+        """Whole units that Stripe holds: of some hours, or of the whole month. Legacy items tell the month's alone."""
+        if not self.meter(service, tenant):
+            return self._held_by_item(tenant, service)
         start, length = (T0, 31 * 24 * HOUR) if hour is None else (hour, hours * HOUR)
         end = int((start + length).timestamp())
-        values = self.account.held(self.meter(service), self.customer(tenant), int(start.timestamp()), end)
+        values = self.account.held(self.meter(service, tenant), self.customer(tenant), int(start.timestamp()), end)
         return int(sum(value for _, value in values))
+
+    def _held_by_item(self, tenant: str, service: str) -> int:
+        found = "SELECT subscription_item_id FROM stripe_items WHERE tenant_id = :tenant AND service = :service"
+        with self.ledger.transaction() as connection:
+            item = connection.scalar(text(found), {"tenant": tenant, "service": service})
+        path = f"/v1/subscription_items/{item}/usage_record_summaries"
+        answer = self.account.client.raw_request("get", path, stripe_version=LEGACY_VERSION)
+        return sum(int(summary["total_usage"]) for summary in json.loads(answer.body)["data"])

@@ -1,8 +1,12 @@
-"""What Stripe said, for people: error messages without secrets, and whether asking again can help."""
+"""What an error of Stripe's means: a message without secrets, whether it had an effect, whether to ask again."""
 
 from __future__ import annotations
 
 import stripe
+
+
+class SessionLapsed(stripe.StripeError):
+    """The token of a meter event session lapsed: nothing was taken, and a new one helps."""
 
 
 def said(error: stripe.StripeError) -> str:
@@ -23,7 +27,12 @@ def account_is_refused(error: stripe.StripeError) -> bool:
 def may_work_later(error: stripe.StripeError) -> bool:
     """Whether the same call can succeed later: the network, a rate limit, a conflict, an answer that can't be read."""
     status = error.http_status
-    return status is None or status in (409, 429) or not 400 <= status < 500
+    return isinstance(error, SessionLapsed) or status is None or status in (409, 429) or not 400 <= status < 500
+
+
+def had_no_effect(error: stripe.StripeError) -> bool:
+    """Whether the call was surely not carried out."""
+    return isinstance(error, SessionLapsed) or error.http_status == 429
 
 
 def retry_after(error: stripe.StripeError) -> float | None:
