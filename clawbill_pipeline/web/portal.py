@@ -64,7 +64,8 @@ class Portal:
         of_tenant = stripe_customers.c.tenant_id == tenant_id
         try:
             with self._ledger.transaction() as connection:
-                customer_id = connection.scalar(select(stripe_customers.c.customer_id).where(of_tenant))
+                query = select(stripe_customers.c.customer_id).where(of_tenant)
+                customer_id = None if "\0" in tenant_id else connection.scalar(query)  # PostgreSQL takes no NUL
             if customer_id is None:
                 return _error(HTTPStatus.NOT_FOUND, "no Stripe customer is mapped to this tenant")
             params: Any = {"customer": customer_id} | ({"return_url": return_url} if return_url else {})

@@ -50,6 +50,8 @@ class Reports:
         return Response(content, media_type=kind, headers={"Content-Disposition": disposition})
 
     def _content(self, period: str, name: str) -> bytes | None:
+        if "\0" in period + name:  # PostgreSQL takes no NUL
+            return None
         registered = select(reports.c.sha256).where(reports.c.period == period, reports.c.name == name)
         with self._ledger.transaction() as connection:
             known = set(connection.scalars(registered))

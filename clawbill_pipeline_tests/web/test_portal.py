@@ -88,7 +88,8 @@ def test_where_it_leads_back_to(http: httpx.Client, return_url: str, status: int
 
 
 def test_a_tenant_that_nobody_knows(http: httpx.Client) -> None:
-    assert http.get("/tenants/nobody/portal", headers=TOKEN).status_code == 404
+    for tenant_id in ("nobody", "%00"):
+        assert http.get(f"/tenants/{tenant_id}/portal", headers=TOKEN).status_code == 404
 
 
 def test_what_stripe_refuses_is_said(http: httpx.Client, account: Account) -> None:

@@ -59,6 +59,7 @@ def test_an_html_report_is_shown_without_scripts(web: Web) -> None:
         "2026-10/../secret.txt",
         "2026-10/..%2fsecret.txt",
         "..%2f/diff.csv",
+        "2026-10/diff.csv%00",
         "2026-10/",
     ],
 )
