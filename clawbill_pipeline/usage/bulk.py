@@ -8,6 +8,7 @@ does not fit: DuckDB and pandas go through a float here. A property test holds b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from clawbill_pipeline.catalog.names import dimension_set
+from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.usage import text
 from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, TENANT, Judge
 from clawbill_pipeline.usage.inputs import Line
@@ -96,7 +98,7 @@ class JsonBulk:
     def _columns(self, data: bytes, lines: int) -> tuple[list[pa.Array], Numbers] | None:
         """``(columns without places, numbers of the lines in them)``, or None where Arrow can't read all lines."""
         buffer = pa.py_buffer(data)
-        if b"\\u0000" in data:
+        if b"\\" in data and b"\\u0000" in data:  # to look for one character is ten times faster
             return None
         try:
             pa.Array.from_buffers(
@@ -206,16 +208,16 @@ def repeated(value: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value]))
 
 
-def by_hour(batch: pa.RecordBatch) -> Iterator[tuple[Any, pa.RecordBatch]]:
+def by_hour(batch: pa.RecordBatch) -> Iterator[tuple[datetime, pa.RecordBatch]]:
     """``(hour, events of it)`` of a batch of COLUMNS, in the order of hours; lines keep their order."""
-    hours = pc.floor_temporal(batch["event_time"], unit="hour")
-    span = pc.min_max(hours)
-    if span["min"] == span["max"]:
-        yield span["min"].as_py(), batch
+    span = pc.min_max(batch["event_time"])
+    first, last = utc_hour(span["min"].as_py()), utc_hour(span["max"].as_py())
+    if first == last:
+        yield first, batch
         return
-    numbers = hours.cast(pa.int64()).to_numpy()
+    numbers = batch["event_time"].cast(pa.int64()).to_numpy() // 3_600_000_000
     order = np.argsort(numbers, kind="stable")
     ordered = batch.take(pa.array(order))
-    values, firsts = np.unique(numbers[order], return_index=True)
-    for value, first, last in zip(values, firsts, [*firsts[1:], len(order)], strict=True):
-        yield pa.scalar(int(value), hours.type).as_py(), ordered.slice(int(first), int(last - first))
+    values, begins = np.unique(numbers[order], return_index=True)
+    for value, begin, end in zip(values, begins, [*begins[1:], len(order)], strict=True):
+        yield datetime.fromtimestamp(int(value) * 3600, UTC), ordered.slice(int(begin), int(end - begin))

@@ -35,7 +35,6 @@ from clawbill_pipeline.usage.sources import inputs
 
 #: Files that may wait to be written: what they hold is in memory.
 BACKLOG = 16
-_UNIQUE = ("line", "byte_offset", "event_id", "quantity", "event_time")
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,6 @@ def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Se
         "uri": repeated(uri, len(table)),
     }
     columns = {**same, **{name: table[name] for name in table.column_names}}
-    few = [name for name in EVENT_SCHEMA.names if name not in _UNIQUE]
     with path.open("wb") as file:
         pq.write_table(
             pa.table(
@@ -217,10 +215,12 @@ def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Se
                 schema=pa.schema([field.with_type(columns[field.name].type) for field in EVENT_SCHEMA]),
             ),
             file,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=few,
-            column_encoding={"line": "DELTA_BINARY_PACKED", "byte_offset": "DELTA_BINARY_PACKED"},
+            use_dictionary=["source", "uri", "tenant_id", "service", "dimensions"],
+            column_encoding=dict.fromkeys(("line", "byte_offset", "event_time"), "DELTA_BINARY_PACKED"),
+            # Ids hardly shrink, and are most of a file: a third of the time for half as much again in size.
+            compression={**dict.fromkeys(EVENT_SCHEMA.names, "zstd"), "event_id": "lz4"},
+            compression_level=dict.fromkeys((name for name in EVENT_SCHEMA.names if name != "event_id"), 1),
+            write_statistics=["event_time"],
             # The file's own types are those of EVENT_SCHEMA; Arrow's dictionaries are but how they were at hand.
             store_schema=False,
         )

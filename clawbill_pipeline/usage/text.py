@@ -57,20 +57,23 @@ class Position:
     def parse(cls, text: str) -> Position:
         return cls(*(int(part.split()[1]) for part in text.split(", ")))
 
-    def after(self, data: bytes) -> Position:
-        return Position(self.byte + len(data), self.line + data.count(b"\n"), self.generation)
-
 
 class TextBlock(NamedTuple):
-    """Whole lines of a text, a document, or pieces of a line that is too long. ``start`` is where they begin."""
+    """Whole lines of a text, a document, or a piece of a line that is too long."""
 
     data: bytes
     start: Position
+    end: Position
     kind: str = "lines"
+
+    @classmethod
+    def at(cls, start: Position, data: bytes, kind: str = "lines") -> TextBlock:
+        end = Position(start.byte + len(data), start.line + data.count(b"\n"), start.generation)
+        return cls(data, start, end, kind)
 
     @property
     def position(self) -> str:
-        return str(self.start.after(self.data))
+        return str(self.end)
 
     @property
     def whole(self) -> bool:
@@ -197,10 +200,12 @@ class Text:
         rest = b""
         while piece := _read(stream, PIECE):
             cut = piece.rfind(b"\n") + 1
-            data, rest = (rest + piece[:cut], piece[cut:]) if cut else (b"", rest + piece)
-            if data:
-                yield TextBlock(data, at)
-                at = at.after(data)
+            if cut:
+                block = TextBlock.at(at, b"".join((rest, memoryview(piece)[:cut])))
+                yield block
+                at, rest = block.end, piece[cut:]
+            else:
+                rest += piece
             if len(rest) > LONGEST_LINE:
                 at, rest = yield from _long_line(stream, rest, at)
         yield from self._end(rest, at, "lines", finished=finished)
@@ -210,7 +215,7 @@ class Text:
         if not rest or rest.isspace():
             return
         if finished or _is_json(rest):
-            yield TextBlock(rest, at, kind)
+            yield TextBlock.at(at, rest, kind)
             return
         rested = self._stat is not None and time.time() - self._stat().st_mtime > REST_SECONDS
         raise InputFault(
@@ -227,14 +232,18 @@ def _long_line(stream: Any, rest: bytes, at: Position) -> Generator[TextBlock, N
     """Passes over a line that is too long, in pieces; returns where it ends and what was read behind it."""
     kind = "long line"
     while b"\n" not in rest and (piece := _read(stream, PIECE)):
-        yield TextBlock(rest, at, kind)
-        at, rest, kind = at.after(rest), piece, "piece"
+        block = TextBlock.at(at, rest, kind)
+        yield block
+        at, rest, kind = block.end, piece, "piece"
     cut = rest.find(b"\n") + 1 or len(rest)
-    yield TextBlock(rest[:cut], at, "last piece" if kind == "piece" else kind)
-    at, rest = at.after(rest[:cut]), rest[cut:]
+    block = TextBlock.at(at, rest[:cut], "last piece" if kind == "piece" else kind)
+    yield block
+    at, rest = block.end, rest[cut:]
     if cut := rest.rfind(b"\n") + 1:
-        yield TextBlock(rest[:cut], at)
-    return at.after(rest[:cut]), rest[cut:]
+        block = TextBlock.at(at, rest[:cut])
+        yield block
+        at = block.end
+    return at, rest[cut:]
 
 
 def _read(stream: Any, size: int) -> bytes:
