@@ -5,30 +5,27 @@ Exit codes: 0 done, 1 something is wrong with the money or a check (see what is 
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clawbill_pipeline import __version__
-from clawbill_pipeline.settings import Settings, SettingsError
+from clawbill_pipeline.commands.shared import CURRENT, HOME, database, opened, settings_for, state_option
+from clawbill_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
-    from clawbill_pipeline.ledger import Ledger
     from clawbill_pipeline.ledger.waterfall import Step
 
-HOME = Path(".clawbill")
-#: Names the state folder last used, so that a look at the results needs no option.
-CURRENT = HOME / "current"
-
-F = TypeVar("F", bound=Callable[..., Any])
+#: Commands that are a file of their own in commands/: name → module and attribute, loaded when they are called.
+MODULES: dict[str, str] = {}
 
 
 def main() -> None:
@@ -45,20 +42,25 @@ def main() -> None:
         sys.exit(2)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The commands in this file, and those of ``MODULES``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *MODULES])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in MODULES:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = MODULES[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="clawbill")
 def cli() -> None:
     """Meters usage into Stripe, and proves that the invoice is right before it goes out."""
-
-
-def state_option(command: F) -> F:
-    """Adds --state: the folder of all that is kept on disk."""
-    return click.option(
-        "--state",
-        type=click.Path(file_okay=False, path_type=Path),
-        envvar="CLAWBILL_STATE",
-        help="Folder for all that is kept on disk. Default: a folder in .clawbill/; for a look, the one last used.",
-    )(command)
 
 
 @cli.command()
@@ -325,61 +327,14 @@ def sandbox_stripe(state: Path | None, host: str, port: int) -> None:
     serve(host, port, settings_for(state).state / "sandbox" / "stripe")
 
 
-def settings_for(state: Path | None) -> Settings:
-    """The environment's settings, on the state folder of --state, CLAWBILL_STATE, or the one last used."""
-    settings = Settings.from_env()
-    if state is None and "CLAWBILL_STATE" not in os.environ and CURRENT.exists():
-        state = Path(CURRENT.read_text(encoding="utf-8").strip())
-    if state is not None:
-        settings = settings.model_copy(update={"state": state})
-    clock = settings.state / "clock"
-    if settings.clock is None and (settings.state / "demo.json").exists() and clock.exists():
-        settings = settings.model_copy(update={"clock": clock})
-    return settings
-
-
-@contextmanager
-def database(state: Path | None) -> Iterator[Settings]:
-    """Settings with a database that answers: the one of the environment, or the state folder's embedded server."""
-    from pydantic import SecretStr
-
-    from clawbill_pipeline.ledger import embedded
-
-    settings = settings_for(state)
-    if settings.database_url is not None:
-        yield settings
-        return
-    folder = settings.state.resolve() / "postgres"
-    if not folder.exists():
-        raise SettingsError(
-            f"{settings.state} holds no database; run `clawbill demo` or `clawbill up` first, name another folder with "
-            "--state, or set CLAWBILL_DATABASE_URL"
-        )
-    with embedded.serving(folder) as server:
-        yield settings.model_copy(update={"database_url": SecretStr(server.url())})
-
-
-@contextmanager
-def opened(state: Path | None) -> Iterator[tuple[Settings, Ledger]]:
-    """As ``database``, with the ledger in it."""
-    from clawbill_pipeline.ledger import Ledger
-
-    with database(state) as settings:
-        ledger = Ledger(settings.need_database())
-        try:
-            yield settings, ledger
-        finally:
-            ledger.dispose()
-
-
 def waterfall_table(steps: list[Step]) -> str:
     """The waterfall as a text table; numbers to the right, unknown steps as a dash."""
     head = ("tenant", "service", "metered", "cur", "rated", "sent", "held", "invoiced", "paid", "breaks")
     rows = [
         (
             step.tenant_id, step.service, _short(step.metered_quantity), step.currency or "-",
-            _short(step.rated_amount), _short(step.sent), _short(step.held_by_stripe), _short(step.invoiced_amount),
-            _short(step.paid_amount), str(step.breaks),
+            _short(step.rated_amount), _short(step.sent), _short(step.held_by_stripe), _billed(step.invoiced_amount, step.currency),
+            _billed(step.paid_amount, step.currency), str(step.breaks),
         )
         for step in steps
     ]  # fmt: skip
@@ -398,6 +353,12 @@ def _short(value: Any) -> str:
     from clawbill_pipeline.money import plain
 
     return "-" if value is None else plain(value)
+
+
+def _billed(amount: Any, currency: str | None) -> str:
+    from clawbill_pipeline.money import exponent, rounded
+
+    return "-" if amount is None or currency is None else str(rounded(amount, exponent(currency)))
 
 
 def _month(text: str) -> str:

@@ -1,0 +1,1 @@
+"""Commands that are a file of their own; ``cli.MODULES`` names them. Options and printing, no work."""
