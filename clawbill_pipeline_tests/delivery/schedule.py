@@ -20,7 +20,7 @@ from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.delivery.sending import deliver
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.money import rounded
-from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline.stripe_api import LEGACY_VERSION, StripeApi
 from clawbill_pipeline_tests.delivery.faults import Faulty
 from clawbill_pipeline_tests.delivery.world import CATALOG, HOUR, IMPATIENT, World
 
@@ -59,28 +59,47 @@ class Schedule:
 
     def _map(self, backend: str) -> None:
         """The least that delivery needs at Stripe, and the map of it; provisioning has tests of its own."""
-        window = {"event_time_window": "hour"} if backend == "hour_meter" else {}
-        meters = {
-            service: self.world.account.meter(self.world.catalog.meter(service), **window).id for service in SERVICES
-        }
+        account, catalog = self.world.account, self.world.catalog
+        window = {"event_time_window": "hour"} if backend.startswith("hour") else {}
+        legacy = backend == "usage_record"
+        names = {service: catalog.meter(service) for service in SERVICES}
+        meters = {service: "" if legacy else account.meter(name, **window).id for service, name in names.items()}
         for tenant in TENANTS:
-            customer = self.world.account.customer()
+            customer = account.customer()
             self.world.execute(
                 "INSERT INTO stripe_customers VALUES (:tenant, :customer, 'sub', 'USD', false, now())",
                 tenant=tenant,
                 customer=customer,
             )
+            items = self._legacy_items(customer) if legacy else {name: f"si_{tenant}_{name}" for name in SERVICES}
             for service, meter in meters.items():
                 self.world.execute(
                     "INSERT INTO stripe_items VALUES "
                     "(:tenant, :service, :item, 'price', :meter_id, :meter, :backend, now())",
                     tenant=tenant,
                     service=service,
-                    item=f"si_{tenant}_{service}",
+                    item=items[service],
                     meter_id=meter,
-                    meter=self.world.catalog.meter(service),
+                    meter=names[service],
                     backend=backend,
                 )
+
+    def _legacy_items(self, customer: str) -> dict[str, str]:
+        """Items without a meter, open from the schedule's first hour until long after its last."""
+        client, old = self.world.account.client, {"stripe_version": LEGACY_VERSION}
+        product = client.v1.products.create({"name": "OpenClaw Usage"}).id
+        recurring = {"interval": "month", "usage_type": "metered"}
+        terms = {"currency": "usd", "product": product, "recurring": recurring, "unit_amount": 1}
+        prices = {service: client.v1.prices.create(terms, old).id for service in SERVICES}
+        given = {
+            "customer": customer,
+            "items": [{"price": price} for price in prices.values()],
+            "backdate_start_date": int(self.hours[0].timestamp()),
+            "billing_cycle_anchor": int(self.hours[0].timestamp()) + 20 * 86_400,
+        }
+        made = client.v1.subscriptions.create(given, old).to_dict()["items"]["data"]
+        ids = {item["price"]["id"]: item["id"] for item in made}
+        return {service: ids[price] for service, price in prices.items()}
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.world.sandbox.now(), UTC)
@@ -152,12 +171,16 @@ class Schedule:
         first, last = self.hours[0], self.hours[-1] + HOUR
         for tenant in TENANTS:
             for service in SERVICES:
-                meter, customer = self.world.meter(service), self.world.customer(tenant)
+                meter, customer = self.world.meter(service, tenant), self.world.customer(tenant)
                 span = (int(first.timestamp()), int(last.timestamp()))
-                held = dict(self.world.account.held(meter, customer, *span, value_grouping_window="hour"))
-                for hour in self.hours:
-                    key = (tenant, service, hour)
-                    assert Decimal(held.get(int(hour.timestamp()), 0)) == expected.get(key, 0), key
+                if meter:
+                    held = dict(self.world.account.held(meter, customer, *span, value_grouping_window="hour"))
+                    for hour in self.hours:
+                        key = (tenant, service, hour)
+                        assert Decimal(held.get(int(hour.timestamp()), 0)) == expected.get(key, 0), key
+                else:
+                    of_item = [units for key, units in expected.items() if key[:2] == (tenant, service)]
+                    assert self.world.held(tenant, service) == sum(of_item)
                 for period in {self.world.catalog.tenant(tenant).period_at(hour).start for hour in self.hours}:
                     mine = [key for key in exact if key[:2] == (tenant, service) and self._period(key) == period]
                     total = sum((exact[key] for key in mine), Decimal(0))

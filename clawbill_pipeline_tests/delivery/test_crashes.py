@@ -13,11 +13,10 @@ import pytest
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline_tests.delivery.faults import Faulty, faulty
 from clawbill_pipeline_tests.delivery.schedule import Schedule
-from clawbill_pipeline_tests.delivery.world import World
+from clawbill_pipeline_tests.delivery.world import BACKENDS, World
 from clawbill_pipeline_tests.sandbox.stripe.server import Sandbox
 
 SEEDS, IN_CI = 1000, 50
-BACKENDS = ("hour_meter", "sum_meter")
 
 
 def _seeds() -> list[object]:
