@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.reporting.focus import focus_csv
 from clawbill_pipeline.reporting.page import page
 from clawbill_pipeline.reporting.report import Report, read_report
 from clawbill_pipeline.reporting.tables import breaks_csv, waterfall_csv
@@ -27,6 +29,8 @@ FILES: dict[str, Callable[[Report], bytes]] = {
     "waterfall.csv": waterfall_csv,
     "breaks.csv": breaks_csv,
 }
+#: Rated usage for other tools; streamed, as it has a row for every rated window.
+FOCUS = "focus_1_2.csv"
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: 
     alone. Files are private to their owner. Raises NothingToReport for a period that was never reconciled.
     """
     with ledger.transaction() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         report = read_report(connection, catalog, period)
-    files = tuple(_write(folder / period / name, make(report)) for name, make in FILES.items())
+        files = [_write(folder / period / name, [make(report)]) for name, make in FILES.items()]
+        files.append(_write(folder / period / FOCUS, focus_csv(connection, catalog, period)))
     with ledger.transaction() as connection:
         registered = sum(
             connection.execute(
@@ -75,7 +81,7 @@ def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: 
         "Every report file is on disk in full.",
         {"files": len(files), "bytes": sum(file.bytes for file in files), "run_id": run_id},
     )
-    return Rendered(period, report.reconciliation_id, files, registered, len(report.faults), (check,))
+    return Rendered(period, report.reconciliation_id, tuple(files), registered, len(report.faults), (check,))
 
 
 _REGISTER = text("""
@@ -85,16 +91,22 @@ _REGISTER = text("""
 """)
 
 
-def _write(path: Path, content: bytes) -> ReportFile:
-    """Puts ``content`` at ``path``; readers see the old file or the new one, never a part."""
+def _write(path: Path, parts: Iterable[bytes]) -> ReportFile:
+    """Puts what ``parts`` add up to at ``path``; readers see the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_bytes() != content:
-        handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(content)
-            os.replace(fresh, path)  # noqa: PTH105
-        except BaseException:
-            Path(fresh).unlink(missing_ok=True)
-            raise
-    return ReportFile(path.name, path, hashlib.sha256(content).hexdigest(), len(content))
+    digest, size = hashlib.sha256(), 0
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            for part in parts:
+                digest.update(part)
+                size += out.write(part)
+        if path.exists() and filecmp.cmp(path, fresh, shallow=False):
+            fresh.unlink()
+        else:
+            fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    return ReportFile(path.name, path, digest.hexdigest(), size)
