@@ -1,0 +1,319 @@
+"""From an invoice line down to its usage events, with file and offset, and up again: does it still come out the same?
+
+Reads only. The way down is what the ledger wrote; the way up is counted again from the lake, so that an event that
+was altered or lost since shows.
+"""
+
+# ruff: noqa: S608 -- queries are put together from constants; every value is a parameter
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog, Period
+from clawbill_pipeline.catalog.periods import utc_hour
+from clawbill_pipeline.duck import duck
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.waterfall import unit_scale
+from clawbill_pipeline.money import EXACT, invoice_amount, plain
+from clawbill_pipeline.results import Check
+
+ZERO = Decimal(0)
+
+
+class UnknownLine(LookupError):
+    """No invoice line of that id is in the ledger, or it bills no tenant's service. The message says which."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The invoice line. ``quantity`` are whole units at Stripe."""
+
+    invoice_id: str
+    line_id: str
+    number: str | None
+    status: str
+    tenant_id: str
+    service: str
+    quantity: Decimal | None
+    amount: Decimal
+    currency: str
+    finalized_at: datetime | None
+    period: Period
+
+
+@dataclass(frozen=True)
+class Window:
+    """One metered window: what was counted then and now, what OpenClaw answered, what was booked for it."""
+
+    window_start: datetime
+    dimensions: str
+    metered_quantity: Decimal
+    metered_revision: int
+    counted_quantity: Decimal
+    rated_quantity: Decimal | None
+    amount: Decimal | None
+    rate_card_version: str | None
+    basis: str | None
+    asked_quantity: Decimal | None
+    answered_amount: Decimal | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A usage record as it went to Stripe."""
+
+    identifier: str
+    window_start: datetime
+    revision: int
+    units: Decimal
+    state: str
+    settled_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """A usage event and where it came from. ``counted`` is False for a duplicate of an earlier one."""
+
+    event_id: str
+    event_time: datetime
+    quantity: Decimal
+    dimensions: str
+    source: str
+    uri: str
+    line: int
+    byte_offset: int
+    landing_id: int
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All that is behind an invoice line. ``events`` are the first of ``event_count``, by time.
+
+    ``derived_amount`` is what the line should show by the records that were acknowledged before it became final;
+    None where Stripe alone knows the price (a service billed by quantity).
+    """
+
+    line: Line
+    windows: tuple[Window, ...]
+    records: tuple[Record, ...]
+    events: tuple[Event, ...]
+    event_count: int
+    rated_amount: Decimal
+    derived_amount: Decimal | None
+    checks: tuple[Check, ...]
+
+
+def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, *, limit: int = 1000) -> Lineage:
+    """What the invoice line ``invoice_line_id`` (``il_…``) is made of, with at most ``limit`` of its usage events.
+
+    Raises UnknownLine.
+    """
+    with ledger.transaction() as connection:
+        line = _read_line(connection, catalog, invoice_line_id)
+        given = {
+            "tenant": line.tenant_id,
+            "service": line.service,
+            "starts": line.period.start,
+            "ends": line.period.end,
+            "first_hour": utc_hour(line.period.start),
+        }
+        booked = connection.execute(text(_WINDOWS), given).all()
+        records = tuple(Record(**row._mapping) for row in connection.execute(text(_RECORDS), given))
+        landed = connection.execute(text(_FILES), given).all()
+        conflicts = [(r.landing_id, r.uri, r.place, r.raw) for r in connection.execute(text(_CONFLICTS), given)]
+    missing = [row.file for row in landed if _events_in(lake.root / row.file) != row.events]
+    files = [str(lake.root / row.file) for row in landed if _events_in(lake.root / row.file)]
+    events, count, counted = _read_events(files, conflicts, line, limit)
+    windows = _windows(booked, counted)
+    rated = sum((window.amount or ZERO for window in windows), ZERO)
+    derived = _derived(catalog, line, records)
+    return Lineage(line, windows, records, events, count, rated, derived, _checks(line, windows, missing, derived))
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------------
+
+
+def _read_line(connection: Connection, catalog: Catalog, line_id: str) -> Line:
+    row = connection.execute(
+        text(
+            "SELECT invoice_id, line_id, number, status, l.tenant_id, service, quantity, amount, l.currency,"
+            " finalized_at, period_start, period_end FROM invoice_lines l JOIN invoices USING (invoice_id)"
+            " WHERE line_id = :id"
+        ),
+        {"id": line_id},
+    ).first()
+    if row is None:
+        raise UnknownLine(f"no invoice line {line_id!r} is in the ledger; give an id that begins with il_")
+    if row.tenant_id is None or row.service is None:
+        raise UnknownLine(f"invoice line {line_id!r} bills no tenant's service: it is not made of usage")
+    tenant = catalog.tenants.get(row.tenant_id)
+    period = tenant.period_at(row.period_start) if tenant else Period(row.period_start, row.period_end, "")
+    return Line(
+        row.invoice_id, row.line_id, row.number, row.status, row.tenant_id, row.service, row.quantity, row.amount,
+        row.currency, row.finalized_at, period,
+    )  # fmt: skip
+
+
+_OF_LINE = (
+    "tenant_id = :tenant AND service = :service AND hour >= :first_hour AND hour < :ends"
+    " AND window_start >= :starts AND window_start < :ends"
+)
+_WINDOWS = f"""
+WITH m AS (
+  SELECT DISTINCT ON (hour, dimensions, window_start) * FROM metered_usage WHERE {_OF_LINE}
+  ORDER BY hour, dimensions, window_start, revision DESC),
+r AS (
+  SELECT DISTINCT ON (hour, dimensions, window_start) * FROM rated_usage WHERE {_OF_LINE}
+  ORDER BY hour, dimensions, window_start, revision DESC)
+SELECT window_start, dimensions, coalesce(m.quantity, 0) AS metered_quantity,
+  coalesce(m.revision, 0) AS metered_revision, r.quantity AS rated_quantity, r.amount, r.rate_card_version, r.basis,
+  r.asked_quantity, r.answered_amount
+FROM m FULL JOIN r USING (hour, dimensions, window_start) ORDER BY window_start, dimensions"""
+_RECORDS = f"""
+SELECT identifier, window_start, revision, units, state, settled_at FROM usage_records WHERE {_OF_LINE}
+ORDER BY window_start, revision"""
+_FILES = "SELECT file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
+_CONFLICTS = """
+SELECT landing_id, uri, place, raw FROM quarantine
+WHERE reason = 'conflict' AND tenant_id = :tenant AND landing_id IN (
+  SELECT landing_id FROM landed_hours WHERE hour >= :first_hour AND hour < :ends)"""
+
+
+# --- the lake --------------------------------------------------------------------------------------------------------
+
+# As metering counts: the first event of an id in an hour stands, conflicts are set aside.
+_EVENTS = """
+CREATE TEMP TABLE traced AS
+SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service,
+  row_number() OVER (PARTITION BY source, event_id, date_trunc('hour', event_time) ORDER BY landing_id, line) = 1
+    AS counted
+FROM read_parquet($files) e
+WHERE tenant_id = $tenant
+  AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
+                  AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
+                  AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
+"""
+_OF_PERIOD = "service = $service AND event_time >= $starts AND event_time < $ends"
+
+
+def _events_in(file: Path) -> int:
+    """Rows of a lake file; 0 for one that is gone or damaged."""
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, ValueError):
+        return 0
+
+
+_Counted = dict[tuple[datetime, str], Decimal]
+
+
+def _read_events(
+    files: Sequence[str], conflicts: Sequence[tuple[Any, ...]], line: Line, limit: int
+) -> tuple[tuple[Event, ...], int, _Counted]:
+    """The first events of the line, how many there are, and what they count to by window and dimensions."""
+    if not files:
+        return (), 0, {}
+    given = {"service": line.service, "starts": line.period.start, "ends": line.period.end}
+    with duck() as db:
+        db.execute("CREATE TABLE conflicts (landing_id BIGINT, uri VARCHAR, place VARCHAR, raw VARCHAR)")
+        if conflicts:
+            db.executemany("INSERT INTO conflicts VALUES (?, ?, ?, ?)", conflicts)
+        db.execute(_EVENTS, {"files": list(files), "tenant": line.tenant_id})
+        events = db.execute(
+            "SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, counted"
+            f" FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line LIMIT {int(limit)}",
+            given,
+        ).fetchall()
+        counted = db.execute(
+            "SELECT greatest(date_trunc('hour', event_time), $starts), dimensions, sum(quantity), count(*)"
+            f" FROM traced WHERE counted AND {_OF_PERIOD} GROUP BY ALL",
+            given,
+        ).fetchall()
+        every = db.execute(f"SELECT count(*) FROM traced WHERE {_OF_PERIOD}", given).fetchone()
+    total = int(every[0]) if every else 0
+    return tuple(Event(*row) for row in events), total, {(at, dims): quantity for at, dims, quantity, _ in counted}
+
+
+# --- up again --------------------------------------------------------------------------------------------------------
+
+
+def _windows(booked: Sequence[Any], counted: _Counted) -> tuple[Window, ...]:
+    """Every window that was metered or that has events now, in order."""
+    rest = dict(counted)
+    windows = []
+    for row in booked:
+        windows.append(
+            Window(
+                row.window_start, row.dimensions, row.metered_quantity, row.metered_revision,
+                rest.pop((row.window_start, row.dimensions), ZERO), row.rated_quantity, row.amount,
+                row.rate_card_version, row.basis, row.asked_quantity, row.answered_amount,
+            )
+        )  # fmt: skip
+    for (window_start, dimensions), quantity in rest.items():
+        windows.append(
+            Window(window_start, dimensions, ZERO, 0, quantity, None, None, None, None, None, None)
+        )  # fmt: skip
+    return tuple(sorted(windows, key=lambda window: (window.window_start, window.dimensions)))
+
+
+def _derived(catalog: Catalog, line: Line, records: Sequence[Record]) -> Decimal | None:
+    """The line's amount by the records that Stripe acknowledged before the invoice became final."""
+    service = catalog.services.get(line.service)
+    if service is None or service.bill_by != "amount":
+        return None
+    newest: dict[datetime, Decimal] = {}
+    for record in records:
+        in_time = line.finalized_at is None or (
+            record.settled_at is not None and record.settled_at <= line.finalized_at
+        )
+        if record.state == "delivered" and in_time:
+            newest[record.window_start] = record.units
+    with localcontext(EXACT):
+        return invoice_amount(sum(newest.values(), ZERO) / unit_scale(catalog, line.service), line.currency)
+
+
+def _checks(
+    line: Line, windows: Sequence[Window], damaged: Sequence[str], derived: Decimal | None
+) -> tuple[Check, ...]:
+    altered = [window for window in windows if window.counted_quantity != window.metered_quantity]
+    unrated = [
+        window for window in windows if window.rated_quantity != window.metered_quantity and window.metered_quantity
+    ]
+    first = altered[0] if altered else None
+    return (
+        Check(
+            "events_unaltered",
+            not altered and not damaged,
+            "The events in the lake still come to what was metered, and every lake file is whole.",
+            {
+                "altered_windows": len(altered),
+                "damaged_files": len(damaged),
+                "first": first
+                and f"{first.window_start:%Y-%m-%d %H:%M}: metered {plain(first.metered_quantity)}, "
+                f"now {plain(first.counted_quantity)}",
+            },
+        ),
+        Check(
+            "everything_rated",
+            not unrated,
+            "Every metered window is rated at its newest quantity.",
+            {"unrated_windows": len(unrated)},
+        ),
+        Check(
+            "amount_derived",
+            derived is None or derived == line.amount,
+            "The usage records that were acknowledged in time come to the line's amount.",
+            {"derived": derived, "invoiced": line.amount},
+        ),
+    )
