@@ -199,7 +199,7 @@ class _Endpoint:
         route = self._route
         status, body = 200, b""
         try:
-            with call.store.savepoint():
+            with call.store.joined() if route.lean else call.store.savepoint():
                 try:
                     answer = route.handler(call, params, **{k: unquote(v) for k, v in request.path_params.items()})
                     body = _encoded(expanded(call, answer, params.get("expand", [])))

@@ -60,6 +60,8 @@ class Route:
     only_version: str | None = None
     #: Authenticated by the token of a meter event session instead of a key.
     by_session: bool = False
+    #: The handler writes last, when nothing can be refused any more: no savepoint of its own is needed.
+    lean: bool = False
     #: What of its parameters only one call at a time may work on.
     alone: Callable[[Document], tuple[str, ...]] | None = None
 
@@ -86,6 +88,15 @@ def shown(call: Call, kind: str, obj: Document) -> Document:
 def rfc3339(moment: int) -> str:
     """Unix seconds as the v2 API writes them."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def unix(text: str) -> int | None:
+    """Unix seconds of an RFC 3339 time with its offset; None for other text."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int(moment.timestamp()) if moment.tzinfo else None
 
 
 def public(obj: Document) -> Document:

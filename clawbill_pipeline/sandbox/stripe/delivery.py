@@ -117,7 +117,7 @@ class Delivery:
         }
         try:
             answer = await self._client.post(endpoint["url"], content=body.encode(), headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             return type(error).__name__
         return "2xx" if answer.is_success else f"status {answer.status_code}"
 

@@ -100,7 +100,7 @@ def record(
         text = payload.get(meter["value_settings"]["event_payload_key"])
         if state is None and not customer:
             state = "meter_event_no_customer_defined"
-        elif state is None and call.store.get(call.account, "customer", str(customer)) is None:
+        elif state is None and not call.store.has(call.account, "customer", str(customer)):
             state = "meter_event_customer_not_found"
         elif state is None and text is None and meter["default_aggregation"]["formula"] != "count":
             state = "meter_event_invalid_value"
@@ -140,5 +140,6 @@ ROUTES = [
         Contract("billing.MeterEventCreateParams", "event_name identifier payload timestamp"),
         create,
         alone=_alone,
+        lean=True,
     )
 ]

@@ -6,10 +6,9 @@ Everything about an event is validated after the answer: what v1 refuses at once
 from __future__ import annotations
 
 import secrets
-from datetime import datetime
 
 from clawbill_pipeline.sandbox.stripe.contract import Contract
-from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, rfc3339
+from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, rfc3339, unix
 from clawbill_pipeline.sandbox.stripe.errors import ApiError, invalid
 from clawbill_pipeline.sandbox.stripe.meter_events import already_there, record, timestamp_fault, value_fault
 from clawbill_pipeline.sandbox.stripe.meters import active_meter
@@ -62,7 +61,7 @@ def _take(call: Call, event: Document) -> None:
     name, payload = event["event_name"], event["payload"]
     identifier = event.get("identifier") or secrets.token_hex(16)
     meter = active_meter(call, name)
-    timestamp = _unix(event["timestamp"]) if "timestamp" in event else call.now
+    timestamp = unix(event["timestamp"]) if "timestamp" in event else call.now
     fault = None if timestamp is None else timestamp_fault(call, timestamp)
     fault = fault or value_fault(meter, payload)
     state = fault[0] if fault else None
@@ -71,14 +70,6 @@ def _take(call: Call, event: Document) -> None:
     if already_there(call, identifier):
         state = "duplicate"  # dropped, and in no report
     record(call, meter, name, identifier, payload, timestamp, state)
-
-
-def _unix(text: str) -> int | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return int(moment.timestamp()) if moment.tzinfo else None
 
 
 ROUTES = [

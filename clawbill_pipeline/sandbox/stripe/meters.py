@@ -37,9 +37,12 @@ def create(call: Call, params: Document) -> Document:
 
 
 def active_meter(call: Call, event_name: str) -> Document | None:
-    """The meter that counts ``event_name`` now."""
-    found = call.store.select(call.account, "meter", lookup=event_name, status="active")
-    return found[0] if found else None
+    """The meter that counts ``event_name`` now; not to be changed by the caller."""
+    known, key = call.store.meters, (call.account, event_name)
+    if key not in known:
+        found = call.store.select(call.account, "meter", lookup=event_name, status="active")
+        known[key] = found[0] if found else None
+    return known[key]
 
 
 def retrieve(call: Call, params: Document, id: str) -> Document:

@@ -67,6 +67,8 @@ class Store:
         self.path = folder / "stripe.sqlite3"
         self._commit: asyncio.Future[None] | None = None
         self._after: list[Callable[[], None]] = []
+        #: What the busiest call would read each time: meters by (account, event name). Emptied when a meter changes.
+        self.meters: dict[tuple[str, str], dict[str, Any] | None] = {}
         #: Called when a delivery was queued; the delivery worker puts its own here.
         self.wake_delivery: Callable[[], None] = lambda: None
         db = sqlite3.connect(self.path, isolation_level=None, timeout=0.2, cached_statements=256)
@@ -131,10 +133,17 @@ class Store:
         try:
             yield
         except BaseException:
+            self.meters.clear()
             self.db.execute("ROLLBACK TO call")
             self.db.execute("RELEASE call")
             raise
         self.db.execute("RELEASE call")
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """For a block that writes last, or not at all: it needs nothing undone."""
+        self.begin()
+        yield
 
     def close(self) -> None:
         """Commits what is open and closes the file."""
@@ -157,6 +166,8 @@ class Store:
 
     def put(self, account: str, kind: str, obj: dict[str, Any]) -> dict[str, Any]:
         """Writes ``obj`` (new or changed). Keys that begin with ``_`` are the sandbox's own and never shown."""
+        if kind == "meter":
+            self.meters.clear()
         self.db.execute(
             "INSERT INTO objects (account, kind, id, created, customer, parent, status, lookup, data)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account, kind, id) DO UPDATE SET customer ="
@@ -181,6 +192,11 @@ class Store:
         sql = "SELECT data FROM objects WHERE account = ? AND kind = ? AND id = ?"
         row = self.db.execute(sql, (account, kind, identifier)).fetchone()
         return None if row is None else _loaded(row["data"])
+
+    def has(self, account: str, kind: str, identifier: str) -> bool:
+        """Whether the object is there."""
+        sql = "SELECT 1 FROM objects WHERE account = ? AND kind = ? AND id = ?"
+        return self.db.execute(sql, (account, kind, identifier)).fetchone() is not None
 
     def drop(self, account: str, kind: str, identifier: str) -> None:
         """Removes an object for good."""

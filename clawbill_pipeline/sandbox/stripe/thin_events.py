@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any, NotRequired
 
+from stripe.params.v2.core import EventListParams
+
 from clawbill_pipeline.sandbox.stripe.contract import Contract
-from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, checked_limit, rfc3339
+from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, checked_limit, created_tests, rfc3339, unix
 from clawbill_pipeline.sandbox.stripe.errors import invalid, missing
 from clawbill_pipeline.sandbox.stripe.events import queue
-
-from stripe.params.v2.core import EventListParams  # isort: skip
 
 _KEPT_SECONDS = 30 * 86_400
 
@@ -57,28 +58,47 @@ def retrieve(call: Call, params: Document, id: str) -> Document:
 
 
 def list_all(call: Call, params: Document) -> Document:
+    if "page" in params:
+        params = _of_page(params["page"])
     limit = checked_limit(params)
     tests = ["account = ?", "thin = 1", "created >= ?"]
     values: list[Any] = [call.account, call.now - _KEPT_SECONDS]
+    bounds = {name: unix(text) for name, text in params.get("created", {}).items()}
+    for name, bound in bounds.items():
+        if bound is None:
+            raise invalid(f"Invalid timestamp: created[{name}] must be an RFC 3339 time.", f"created[{name}]")
+    for test, bound in created_tests({name: bound for name, bound in bounds.items() if bound is not None}):
+        tests.append(test)
+        values.append(bound)
     if "object_id" in params:
         tests.append("object_id = ?")
         values.append(params["object_id"])
     if "types" in params:
         tests.append(f"type IN ({', '.join('?' * len(params['types']))})")
         values += params["types"]
-    if "page" in params:
-        if not params["page"].isdigit():
-            raise invalid("Invalid page token.", "page")
+    if "before" in params:
         tests.append("seq < ?")
-        values.append(int(params["page"]))
+        values.append(params["before"])
     sql = f"SELECT seq, data FROM events WHERE {' AND '.join(tests)} ORDER BY seq DESC LIMIT ?"  # noqa: S608 (own text)
     rows = call.store.db.execute(sql, (*values, limit + 1)).fetchall()
     kept = rows[:limit]
-    more = f"/v2/core/events?limit={limit}&page={kept[-1]['seq']}" if len(rows) > limit else None
+    more = None
+    if len(rows) > limit:
+        token = json.dumps({**params, "before": kept[-1]["seq"]})
+        more = f"/v2/core/events?page={urlsafe_b64encode(token.encode()).decode()}"
     return {"data": [json.loads(row["data"]) for row in kept], "next_page_url": more, "previous_page_url": None}
+
+
+def _of_page(token: str) -> Document:
+    """What a page's token holds: the filters of the list, and where the page begins."""
+    try:
+        params: Document = json.loads(urlsafe_b64decode(token))
+    except ValueError:
+        raise invalid("Invalid page token.", "page") from None
+    return params
 
 
 ROUTES = [
     Route("GET", "/v2/core/events/{id}", Contract("v2.core.EventRetrieveParams"), retrieve),
-    Route("GET", "/v2/core/events", Contract(_Listing, "limit object_id page types"), list_all),
+    Route("GET", "/v2/core/events", Contract(_Listing, "created limit object_id page types"), list_all),
 ]

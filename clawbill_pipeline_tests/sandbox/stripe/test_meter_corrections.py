@@ -115,8 +115,13 @@ def test_rejections_are_reported_as_thin_events_with_counts_and_samples(month: S
     lost = found["v1.billing.meter.no_meter_found"].fetch_event().data
     assert [s.request.identifier for s in lost.reason.error_types[0].sample_errors] == ["no meter"]
 
-    kept = account.client.v2.core.events.list({"limit": 1})
-    assert len(list(kept.auto_paging_iter())) == 2
+    events = account.client.v2.core.events
+    since = {"created": {"gte": report.created}, "types": list(found)}
+    assert len(list(events.list({"limit": 1, **since}).auto_paging_iter())) == 2
+    assert events.list({"created": {"gt": report.created}}).data == []
+    assert [event.type for event in events.list({"types": [report.type]}).data] == [report.type]
+    with pytest.raises(stripe.InvalidRequestError, match="RFC 3339"):
+        events.list({"created": {"gte": "yesterday"}})
     assert [e.type for e in account.client.v2.core.events.list({"object_id": meter.id}).data] == [report.type]
     assert account.v1.events.list({"type": "v1.*"}).data == []
 
