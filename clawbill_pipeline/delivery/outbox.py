@@ -19,9 +19,6 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock_key
 
-#: States in which a record still has to reach Stripe.
-OPEN = ("planned", "sending", "unknown")
-
 Lane = tuple[str, str]
 
 
@@ -214,4 +211,57 @@ _DELIVERED_BEFORE = text("""
 SELECT sum(value) FROM usage_records
 WHERE hour = :hour AND customer_id = :customer_id AND meter = :meter AND window_start = :window_start
   AND revision < :revision AND state = 'delivered'
+""")
+
+
+def take_rejections(ledger: Ledger, now: datetime) -> int:
+    """Marks delivered records that Stripe named as rejected later, and parks what their lane still holds if the
+    customer or the meter is the reason. Returns how many were marked.
+
+    Reports name samples only, and of a call with many records none: the rest is found by comparing totals.
+    """
+    with ledger.transaction() as connection:
+        told = connection.execute(_TAKE_REJECTIONS, {"now": now}).all()
+        hopeless = [row for row in told if row.code in _HOPELESS]
+        if hopeless:
+            given = {
+                "customers": [row.customer_id for row in hopeless],
+                "meters": [row.meter for row in hopeless],
+                "codes": [_HOPELESS[row.code] for row in hopeless],
+                "errors": [row.error for row in hopeless],
+            }
+            connection.execute(_PARK_LANES, given)
+    return len(told)
+
+
+#: Codes of Stripe's reports that hold for all of a lane, and why it is parked.
+_HOPELESS = {
+    "meter_event_customer_not_found": "no_such_customer",
+    "archived_meter": "no_such_meter",
+    "no_meter": "no_such_meter",
+}
+
+_TAKE_REJECTIONS = text("""
+WITH told AS (
+    SELECT DISTINCT ON (subject) subject, detail,
+        CASE WHEN subject ~ '^[0-9]{8}T[0-9]{6}Z:' THEN
+            date_trunc('hour', to_timestamp(left(subject, 15), 'YYYYMMDD"T"HH24MISS'))
+        END AS hour
+    FROM audit_trail WHERE kind = 'usage_record.rejected' ORDER BY subject, id DESC
+)
+UPDATE usage_records u
+SET state = 'rejected', settled_at = :now, error = concat_ws(': ', told.detail->>'code', told.detail->>'message')
+FROM told
+WHERE u.hour = told.hour AND u.identifier = told.subject AND u.state = 'delivered'
+RETURNING u.customer_id, u.meter, u.error, told.detail->>'code' AS code
+""")
+_PARK_LANES = text("""
+UPDATE usage_records u SET parked = lane.code, error = lane.error
+FROM (
+    SELECT DISTINCT ON (customer_id, meter) * FROM unnest(
+        CAST(:customers AS text[]), CAST(:meters AS text[]), CAST(:codes AS text[]), CAST(:errors AS text[])
+    ) AS lane (customer_id, meter, code, error)
+) AS lane
+WHERE u.customer_id = lane.customer_id AND u.meter = lane.meter AND u.parked IS NULL
+  AND u.state <> 'delivered' AND u.state IN ('planned', 'unknown')
 """)

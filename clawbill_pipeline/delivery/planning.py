@@ -179,13 +179,15 @@ SELECT count(*) FILTER (WHERE unmapped) AS unmapped, count(*) FILTER (WHERE othe
 FROM wanted
 """
 
-# Windows whose exact units are not those of their newest planned revision. A rejected record never took effect.
+# Windows whose exact units are not those of their newest planned revision, or whose rejected record a person wants to
+# try again. A rejected record never took effect.
 _CHANGED = """
 CREATE TEMPORARY TABLE changed ON COMMIT DROP AS
 WITH newest AS (
     SELECT hour, customer_id, meter, window_start, max(revision) AS revision,
         (array_agg(exact_units ORDER BY revision DESC))[1] AS exact_units,
         (array_agg(units ORDER BY revision DESC))[1] AS units,
+        (array_agg(state = 'rejected' AND parked = 'replan' ORDER BY revision DESC))[1] AS again,
         sum(value) FILTER (WHERE state <> 'rejected') AS sent
     FROM usage_records WHERE hour >= :since AND hour < :until
     GROUP BY hour, customer_id, meter, window_start
@@ -195,7 +197,7 @@ SELECT w.hour, w.customer_id, w.meter, w.period_start, w.window_start, w.tenant_
     w.exact_units AS exact, coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
     coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent
 FROM wanted w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
-WHERE NOT w.unmapped AND NOT w.other_currency AND w.exact_units <> coalesce(n.exact_units, 0)
+WHERE NOT w.unmapped AND NOT w.other_currency AND (w.exact_units <> coalesce(n.exact_units, 0) OR n.again)
 """
 
 # The changed windows with what is planned for their whole period, in an order in which a period's windows meet.
@@ -275,8 +277,11 @@ def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple
 
 
 def identifier(customer_id: str, meter: str, window_start: datetime, revision: int) -> str:
-    """The identifier of a usage record, at most 100 characters: the same row, the same identifier, on any machine."""
-    name = f"{customer_id}:{meter}:{window_start.astimezone(UTC):%Y%m%dT%H%M%SZ}:{revision}"
+    """The identifier of a usage record, at most 100 characters: the same row, the same identifier, on any machine.
+
+    The window comes first, also where a long name is cut: it tells in which partition the row is.
+    """
+    name = f"{window_start.astimezone(UTC):%Y%m%dT%H%M%SZ}:{revision}:{customer_id}:{meter}"
     if len(name) <= LONGEST_IDENTIFIER:
         return name
     tail = hashlib.sha256(name.encode()).hexdigest()[:32]

@@ -32,6 +32,7 @@ from clawbill_pipeline.delivery.outbox import (
     due_lanes,
     mark_sending,
     open_rows,
+    take_rejections,
     write_moves,
 )
 from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
@@ -66,12 +67,16 @@ class Delivered:
     waiting: int = 0
     parked: int = 0
     retries: int = 0
+    #: Delivered before, and rejected by Stripe since: a 200 is not the end.
+    rejected_later: int = 0
     #: Why the delivery ended early, or None.
     stopped: str | None = None
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        settled = not (self.rejected or self.unknown or self.waiting or self.parked or self.stopped)
+        settled = not (
+            self.rejected or self.rejected_later or self.unknown or self.waiting or self.parked or self.stopped
+        )
         return (
             Check(
                 "outbox_is_delivered",
@@ -84,7 +89,7 @@ class Delivered:
                 ),
                 {
                     "delivered": self.delivered,
-                    "rejected": self.rejected,
+                    "rejected": self.rejected + self.rejected_later,
                     "unknown": self.unknown,
                     "waiting": self.waiting,
                     "parked": self.parked,
@@ -109,10 +114,11 @@ def deliver(
     live key not allowed.
     """
     refuse_live(api.key, live_allowed=catalog.live)
+    rejected_later = take_rejections(ledger, now())
     with claiming(ledger) as claims:
         work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff)
         asyncio.run(work.run())
-    return work.result()
+    return replace(work.result(), rejected_later=rejected_later)
 
 
 class _Turn(NamedTuple):

@@ -73,7 +73,7 @@ def test_half_rounds_away_from_zero() -> None:
 
 def test_identifiers_are_stable_and_short() -> None:
     name = identifier("cus_1", "tokens", T0, 2)
-    assert name == "cus_1:tokens:20260301T000000Z:2"
+    assert name == "20260301T000000Z:2:cus_1:tokens"
     long = {identifier("cus_1", "m" * 99, T0 + minutes * timedelta(minutes=15), 1) for minutes in range(4)}
     assert len(long) == 4
     assert {len(name) for name in long} == {100}
@@ -96,7 +96,7 @@ def test_a_row_says_exactly_what_will_be_sent(provisioned: World) -> None:
     assert row.event_timestamp == T0 + timedelta(seconds=1)
     assert row.payload == {
         "event_name": "clawbill_tokens",
-        "identifier": f"{customer}:clawbill_tokens:20260301T000000Z:1",
+        "identifier": f"20260301T000000Z:1:{customer}:clawbill_tokens",
         "timestamp": int(T0.timestamp()) + 1,
         "payload": {"stripe_customer_id": customer, "value": "1234568"},
     }

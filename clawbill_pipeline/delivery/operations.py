@@ -1,0 +1,180 @@
+"""What a person does with the outbox: look at it, try again, park. Nothing is sent from here (``sending``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.ledger import Ledger
+
+
+class NotFound(LookupError):
+    """No record of the outbox has that identifier."""
+
+
+@dataclass(frozen=True)
+class Which:
+    """Records of the outbox: all conditions that are given hold. ``parked`` is a reason, or "any"."""
+
+    identifiers: tuple[str, ...] = ()
+    tenant_id: str | None = None
+    service: str | None = None
+    state: str | None = None
+    parked: str | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A record in a list."""
+
+    identifier: str
+    tenant_id: str
+    service: str
+    window_start: datetime
+    revision: int
+    value: Decimal
+    backend: str
+    state: str
+    parked: str | None
+    attempts: int
+    next_attempt_at: datetime | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many records are in a state, and parked for a reason or not."""
+
+    state: str
+    parked: str | None
+    records: int
+    tenants: int
+    oldest: datetime
+
+
+def counts(ledger: Ledger) -> list[Count]:
+    """The outbox by state and reason."""
+    with ledger.transaction() as connection:
+        return [Count(*row) for row in connection.execute(_COUNTS)]
+
+
+_COUNTS = text("""
+SELECT state, parked, count(*), count(DISTINCT tenant_id), min(window_start)
+FROM usage_records GROUP BY state, parked ORDER BY state, parked NULLS FIRST
+""")
+
+
+def listed(ledger: Ledger, which: Which, limit: int = 100) -> list[Listed]:
+    """The records that are meant, oldest window first; without a condition, those that are not delivered."""
+    unsettled = "" if which != Which() else " AND (state <> 'delivered')"
+    conditions, given = _conditions(which)
+    query = f"""
+        SELECT identifier, tenant_id, service, window_start, revision, value, backend, state, parked, attempts,
+            next_attempt_at, error
+        FROM usage_records WHERE {conditions}{unsettled}
+        ORDER BY window_start, tenant_id, service, revision LIMIT :limit
+    """  # noqa: S608 -- own text
+    with ledger.transaction() as connection:
+        return [Listed(*row) for row in connection.execute(text(query), given | {"limit": limit})]
+
+
+def show(ledger: Ledger, identifier: str) -> dict[str, Any]:
+    """All that is known of a record, with its audit trail. Raises NotFound."""
+    conditions, given = _conditions(Which(identifiers=(identifier,)))
+    with ledger.transaction() as connection:
+        row = connection.execute(text(f"SELECT * FROM usage_records WHERE {conditions}"), given).one_or_none()  # noqa: S608
+        if row is None:
+            raise NotFound(f"no usage record {identifier!r}; `clawbill outbox list` shows identifiers")
+        trail = connection.execute(_TRAIL, {"identifier": identifier}).all()
+    return row._asdict() | {"trail": [entry._asdict() for entry in trail]}
+
+
+_TRAIL = text("SELECT at, kind, detail FROM audit_trail WHERE subject = :identifier ORDER BY id")
+
+
+def retry(ledger: Ledger, which: Which, *, now: datetime, by: str) -> int:
+    """Has records tried again at the next delivery; returns how many. ``by`` is who wants it.
+
+    What is parked or waits flows again under its identifier. A rejected record keeps its state, since its identifier
+    is used up: the next planning writes a new revision in its place.
+    """
+    conditions, given = _conditions(which)
+    query = f"""
+        UPDATE usage_records
+        SET parked = CASE WHEN state = 'rejected' THEN 'replan' END, next_attempt_at = NULL
+        WHERE {conditions} AND state <> 'delivered' AND state <> 'sending'
+          AND (parked IS NOT NULL OR next_attempt_at IS NOT NULL OR state = 'rejected')
+          AND parked IS DISTINCT FROM 'replan'
+        RETURNING identifier, tenant_id
+    """  # noqa: S608 -- own text
+    with ledger.transaction() as connection:
+        moved = connection.execute(text(query), given).all()
+        _record(connection, "usage_record.retried", moved, now, {"by": by})
+    return len(moved)
+
+
+def park(ledger: Ledger, which: Which, *, reason: str, now: datetime, by: str) -> int:
+    """Holds records back until ``retry``; returns how many. What is being sent at this moment is not held back.
+
+    Raises ValueError for ``Which()``: parking everything is never meant.
+    """
+    if which == Which():
+        raise ValueError("say which records: by identifier, tenant, service or state")
+    conditions, given = _conditions(which)
+    query = f"""
+        UPDATE usage_records SET parked = :reason
+        WHERE {conditions} AND state IN ('planned', 'unknown') AND state <> 'delivered' AND parked IS NULL
+        RETURNING identifier, tenant_id
+    """  # noqa: S608 -- own text
+    with ledger.transaction() as connection:
+        moved = connection.execute(text(query), given | {"reason": reason}).all()
+        _record(connection, "usage_record.parked", moved, now, {"by": by, "reason": reason})
+    return len(moved)
+
+
+def _conditions(which: Which) -> tuple[str, dict[str, Any]]:
+    conditions, given = ["true"], dict[str, Any]()
+    if which.identifiers:
+        # An identifier begins with its window: that names the partition, and makes it a look-up by primary key.
+        conditions.append("hour = ANY(CAST(:hours AS timestamptz[])) AND identifier = ANY(:identifiers)")
+        given |= {"hours": [_hour(name) for name in which.identifiers], "identifiers": list(which.identifiers)}
+    for name in ("tenant_id", "service", "state"):
+        if (value := getattr(which, name)) is not None:
+            conditions.append(f"{name} = :{name}")
+            given[name] = value
+    if which.parked == "any":
+        conditions.append("parked IS NOT NULL")
+    elif which.parked is not None:
+        conditions.append("parked = :parked")
+        given["parked"] = which.parked
+    return " AND ".join(conditions), given
+
+
+def _hour(identifier: str) -> datetime:
+    try:
+        return datetime.strptime(identifier[:16], "%Y%m%dT%H%M%SZ").replace(minute=0, second=0, tzinfo=UTC)
+    except ValueError:
+        raise NotFound(
+            f"{identifier!r} is no identifier of a usage record; `clawbill outbox list` shows them"
+        ) from None
+
+
+def _record(connection: Connection, kind: str, moved: Sequence[Any], now: datetime, detail: dict[str, Any]) -> None:
+    rows = [
+        {"at": now, "kind": kind, "tenant_id": row.tenant_id, "subject": row.identifier, "detail": json.dumps(detail)}
+        for row in moved
+    ]
+    if rows:
+        connection.execute(_RECORD, rows)
+
+
+_RECORD = text("""
+INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
+VALUES (:at, :kind, :tenant_id, :subject, CAST(:detail AS jsonb))
+""")
