@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +17,8 @@ from sqlalchemy.dialects import postgresql
 from clawbill_pipeline.money import plain
 from clawbill_pipeline.results import Check
 
+#: Rows of a list that the UI shows; the whole list is in the ledger.
+_SHOWN = 200
 DATA = "team:data-engineering"
 FINANCE = "team:finance"
 
@@ -100,9 +103,23 @@ def shown(value: object) -> Any:
             return dg.MetadataValue.json({str(key): _json(item) for key, item in value.items()})
         case _ if isinstance(value, Iterable):
             items = [_json(item) for item in value]
-            return dg.MetadataValue.json(items[:200] + ([f"… and {len(items) - 200} more"] if len(items) > 200 else []))
+            if items and all(isinstance(item, dict) for item in items):
+                return _rows(items)
+            more = [f"… and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+            return dg.MetadataValue.json(items[:_SHOWN] + more)
         case _:
             return str(value)
+
+
+def _rows(items: list[dict[str, Any]]) -> dg.TableMetadataValue:
+    """Things of one kind as a table, the first two hundred of them."""
+    kinds = dict.fromkeys(name for item in items for name in item)
+    records = [dg.TableRecord({name: _cell(item.get(name)) for name in kinds}) for item in items[:_SHOWN]]
+    return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name) for name in kinds]))
+
+
+def _cell(value: object) -> str | int | bool:
+    return value if isinstance(value, bool | int | str) else "" if value is None else json.dumps(value)
 
 
 def _json(value: object) -> Any:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-#: Not the name of the database role: "$user" comes first in PostgreSQL's search path, and Dagster's tables stay in public.
+#: Not named like the role: "$user" is first in PostgreSQL's search path, and Dagster's tables stay in public.
 SCHEMA = "ledger"
 metadata = MetaData(
     schema=SCHEMA,
@@ -437,6 +437,68 @@ reports = Table(
     _at("made_at"),
     UniqueConstraint("period", "name", "sha256"),
 )
+
+#: What a column means wherever it stands, unless the table says more.
+_COMMON = {
+    "id": "Number in the order of writing.",
+    "hour": "UTC hour, half-open, of the usage's own time.",
+    "tenant_id": "Tenant by its id in the catalogue.",
+    "service": "Service by its name in the catalogue.",
+    "dimensions": "Priced dimension values joined by /; empty for none.",
+    "window_start": "The hour, or a period boundary in it.",
+    "revision": "1 for the first; the highest one counts, the others are history.",
+    "metered_revision": "The revision of metered_usage that was rated.",
+    "quantity": "In the service's unit.",
+    "events": "Usage events.",
+    "reason": "Why this revision was written.",
+    "currency": "ISO 4217 code.",
+    "amount": "In the currency's major unit, exact.",
+    "basis": "hourly, or period_to_date for tiers that span the period.",
+    "period": "Month in which the billing period starts, YYYY-MM.",
+    "period_start": "Start of the billing period.",
+    "period_end": "End of the billing period, exclusive.",
+    "run_id": "Dagster run that wrote the row.",
+    "source": "Source by its name in the catalogue.",
+    "customer_id": "Stripe customer.",
+    "subscription_id": "Stripe subscription.",
+    "subscription_item_id": "Stripe subscription item.",
+    "price_id": "Stripe price.",
+    "meter_id": "Stripe meter.",
+    "meter": "Stripe meter, by its event name.",
+    "backend": "How usage reaches this meter.",
+    "state": "Delivery state: planned, sending, delivered, rejected or unknown.",
+    "attempts": "Attempts so far.",
+    "error": "What went wrong the last time.",
+    "livemode": "Whether real money is moved.",
+    "invoice_id": "Stripe invoice.",
+    "line_id": "Stripe invoice line.",
+    "status": "Stripe's status of the invoice.",
+    "total": "In the currency's major unit.",
+    "subtotal": "Before discounts, tax and credit; in the currency's major unit.",
+    "amount_due": "In the currency's major unit.",
+    "amount_paid": "In the currency's major unit.",
+    "units": "Whole units as Stripe counts them.",
+    "read_at": "When Stripe was asked.",
+    "rated_at": "When OpenClaw answered.",
+    "metered_at": "When it was counted.",
+    "planned_at": "When the intent was committed.",
+    "mapped_at": "When the ledger learned it.",
+    "rate_card_version": "The version of the rate card, as OpenClaw named it.",
+    "latency_ms": "How long OpenClaw took.",
+    "standing": "trialing, current, past_due, overdue, suspended or cancelled.",
+    "since": "When this standing began.",
+    "first_seen": "When this difference was first found.",
+    "last_seen": "When it was last found.",
+    "closed_at": "When it was gone; null while it is open.",
+    "detail": "In words.",
+    "sha256": "Of the content.",
+    "bytes": "Size.",
+    "made_at": "When it was written.",
+    "description": "Stripe's text of the line.",
+}
+for _table in metadata.tables.values():
+    for _column in _table.columns:
+        _column.comment = _column.comment or _COMMON.get(_column.name)
 
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (

@@ -20,7 +20,10 @@ CREATE TABLE ledger.audit_trail (
     CONSTRAINT audit_trail_pkey PRIMARY KEY (id)
 );
 
+COMMENT ON COLUMN ledger.audit_trail.id IS 'Number in the order of writing.';
 COMMENT ON COLUMN ledger.audit_trail.kind IS 'For example usage_record.created.';
+COMMENT ON COLUMN ledger.audit_trail.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.audit_trail.detail IS 'In words.';
 
 CREATE INDEX audit_trail_kind_subject_idx ON ledger.audit_trail (kind, subject);
 
@@ -42,7 +45,19 @@ CREATE TABLE ledger.breaks (
     CONSTRAINT breaks_pkey PRIMARY KEY (id)
 );
 
+COMMENT ON COLUMN ledger.breaks.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.breaks.period IS 'Month in which the billing period starts, YYYY-MM.';
+COMMENT ON COLUMN ledger.breaks.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.breaks.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.breaks.hour IS 'UTC hour, half-open, of the usage''s own time.';
 COMMENT ON COLUMN ledger.breaks.step IS 'Which two steps differ, such as sent_held.';
+COMMENT ON COLUMN ledger.breaks.currency IS 'ISO 4217 code.';
+COMMENT ON COLUMN ledger.breaks.quantity IS 'In the service''s unit.';
+COMMENT ON COLUMN ledger.breaks.amount IS 'In the currency''s major unit, exact.';
+COMMENT ON COLUMN ledger.breaks.detail IS 'In words.';
+COMMENT ON COLUMN ledger.breaks.first_seen IS 'When this difference was first found.';
+COMMENT ON COLUMN ledger.breaks.last_seen IS 'When it was last found.';
+COMMENT ON COLUMN ledger.breaks.closed_at IS 'When it was gone; null while it is open.';
 
 CREATE UNIQUE INDEX breaks_open_key ON ledger.breaks (period, tenant_id, service, step, cause, hour) NULLS NOT DISTINCT WHERE closed_at IS NULL;
 
@@ -67,7 +82,16 @@ CREATE TABLE ledger.invoices (
     CONSTRAINT invoices_pkey PRIMARY KEY (invoice_id)
 );
 
+COMMENT ON COLUMN ledger.invoices.invoice_id IS 'Stripe invoice.';
 COMMENT ON COLUMN ledger.invoices.tenant_id IS 'Null for a customer that no tenant is mapped to.';
+COMMENT ON COLUMN ledger.invoices.customer_id IS 'Stripe customer.';
+COMMENT ON COLUMN ledger.invoices.subscription_id IS 'Stripe subscription.';
+COMMENT ON COLUMN ledger.invoices.status IS 'Stripe''s status of the invoice.';
+COMMENT ON COLUMN ledger.invoices.currency IS 'ISO 4217 code.';
+COMMENT ON COLUMN ledger.invoices.subtotal IS 'Before discounts, tax and credit; in the currency''s major unit.';
+COMMENT ON COLUMN ledger.invoices.total IS 'In the currency''s major unit.';
+COMMENT ON COLUMN ledger.invoices.amount_due IS 'In the currency''s major unit.';
+COMMENT ON COLUMN ledger.invoices.amount_paid IS 'In the currency''s major unit.';
 COMMENT ON COLUMN ledger.invoices.object IS 'Stripe''s newest object, without its lines.';
 
 CREATE INDEX invoices_customer_id_idx ON ledger.invoices (customer_id);
@@ -92,6 +116,8 @@ CREATE TABLE ledger.landings (
     CONSTRAINT landings_books_check CHECK (lines = event_lines + quarantined)
 );
 
+COMMENT ON COLUMN ledger.landings.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.landings.source IS 'Source by its name in the catalogue.';
 COMMENT ON COLUMN ledger.landings.uri IS 'File, database or address that was read.';
 COMMENT ON COLUMN ledger.landings.position IS 'Where this landing ends in the uri; the next one goes on there.';
 COMMENT ON COLUMN ledger.landings.size IS 'Bytes or rows of the uri when it was read.';
@@ -99,6 +125,7 @@ COMMENT ON COLUMN ledger.landings.sha256 IS 'Of what this landing read.';
 COMMENT ON COLUMN ledger.landings.lines IS 'Lines that should bear usage = events_lines + quarantined.';
 COMMENT ON COLUMN ledger.landings.events IS 'A line can bear several events.';
 COMMENT ON COLUMN ledger.landings.skipped IS 'Lines that bear no usage by their kind.';
+COMMENT ON COLUMN ledger.landings.run_id IS 'Dagster run that wrote the row.';
 
 CREATE TABLE ledger.metered_hours (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -112,8 +139,12 @@ CREATE TABLE ledger.metered_hours (
     CONSTRAINT metered_hours_pkey PRIMARY KEY (hour, landings)
 );
 
+COMMENT ON COLUMN ledger.metered_hours.hour IS 'UTC hour, half-open, of the usage''s own time.';
 COMMENT ON COLUMN ledger.metered_hours.landings IS 'How many landings touch the hour and were counted.';
+COMMENT ON COLUMN ledger.metered_hours.events IS 'Usage events.';
 COMMENT ON COLUMN ledger.metered_hours.changed IS 'New revisions written.';
+COMMENT ON COLUMN ledger.metered_hours.metered_at IS 'When it was counted.';
+COMMENT ON COLUMN ledger.metered_hours.run_id IS 'Dagster run that wrote the row.';
 
 CREATE TABLE ledger.metered_usage (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -134,8 +165,17 @@ CREATE TABLE ledger.metered_usage (
 )
  PARTITION BY RANGE (hour);
 
+COMMENT ON COLUMN ledger.metered_usage.hour IS 'UTC hour, half-open, of the usage''s own time.';
+COMMENT ON COLUMN ledger.metered_usage.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.metered_usage.service IS 'Service by its name in the catalogue.';
 COMMENT ON COLUMN ledger.metered_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
 COMMENT ON COLUMN ledger.metered_usage.window_start IS 'The hour, or a period boundary in it.';
+COMMENT ON COLUMN ledger.metered_usage.revision IS '1 for the first; the highest one counts, the others are history.';
+COMMENT ON COLUMN ledger.metered_usage.quantity IS 'In the service''s unit.';
+COMMENT ON COLUMN ledger.metered_usage.events IS 'Usage events.';
+COMMENT ON COLUMN ledger.metered_usage.reason IS 'Why this revision was written.';
+COMMENT ON COLUMN ledger.metered_usage.metered_at IS 'When it was counted.';
+COMMENT ON COLUMN ledger.metered_usage.run_id IS 'Dagster run that wrote the row.';
 
 CREATE TABLE ledger.rated_usage (
     hour TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -166,11 +206,27 @@ CREATE TABLE ledger.rated_usage (
 )
  PARTITION BY RANGE (hour);
 
+COMMENT ON COLUMN ledger.rated_usage.hour IS 'UTC hour, half-open, of the usage''s own time.';
+COMMENT ON COLUMN ledger.rated_usage.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.rated_usage.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.rated_usage.dimensions IS 'Priced dimension values joined by /; empty for none.';
+COMMENT ON COLUMN ledger.rated_usage.window_start IS 'The hour, or a period boundary in it.';
+COMMENT ON COLUMN ledger.rated_usage.revision IS '1 for the first; the highest one counts, the others are history.';
+COMMENT ON COLUMN ledger.rated_usage.metered_revision IS 'The revision of metered_usage that was rated.';
 COMMENT ON COLUMN ledger.rated_usage.booking IS 'Order in which rows were booked.';
+COMMENT ON COLUMN ledger.rated_usage.basis IS 'hourly, or period_to_date for tiers that span the period.';
+COMMENT ON COLUMN ledger.rated_usage.reason IS 'Why this revision was written.';
+COMMENT ON COLUMN ledger.rated_usage.quantity IS 'In the service''s unit.';
 COMMENT ON COLUMN ledger.rated_usage.amount IS 'Of the whole window at this revision, major unit.';
+COMMENT ON COLUMN ledger.rated_usage.currency IS 'ISO 4217 code.';
 COMMENT ON COLUMN ledger.rated_usage.asked_quantity IS 'Sent to OpenClaw: the hour''s or the period''s.';
 COMMENT ON COLUMN ledger.rated_usage.answered_amount IS 'OpenClaw''s amount for asked_quantity.';
+COMMENT ON COLUMN ledger.rated_usage.period_start IS 'Start of the billing period.';
 COMMENT ON COLUMN ledger.rated_usage.answer IS 'OpenClaw''s whole answer, numbers as it wrote them.';
+COMMENT ON COLUMN ledger.rated_usage.rate_card_version IS 'The version of the rate card, as OpenClaw named it.';
+COMMENT ON COLUMN ledger.rated_usage.latency_ms IS 'How long OpenClaw took.';
+COMMENT ON COLUMN ledger.rated_usage.rated_at IS 'When OpenClaw answered.';
+COMMENT ON COLUMN ledger.rated_usage.run_id IS 'Dagster run that wrote the row.';
 
 CREATE INDEX rated_usage_tenant_id_service_period_start_idx ON ledger.rated_usage (tenant_id, service, period_start);
 
@@ -192,7 +248,16 @@ CREATE TABLE ledger.rating_failures (
     CONSTRAINT rating_failures_kind_check CHECK (kind IN ('retry', 'refused', 'unmapped'))
 );
 
+COMMENT ON COLUMN ledger.rating_failures.hour IS 'UTC hour, half-open, of the usage''s own time.';
+COMMENT ON COLUMN ledger.rating_failures.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.rating_failures.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.rating_failures.dimensions IS 'Priced dimension values joined by /; empty for none.';
+COMMENT ON COLUMN ledger.rating_failures.window_start IS 'The hour, or a period boundary in it.';
+COMMENT ON COLUMN ledger.rating_failures.metered_revision IS 'The revision of metered_usage that was rated.';
 COMMENT ON COLUMN ledger.rating_failures.kind IS 'retry: may work later; refused: OpenClaw''s final no; unmapped.';
+COMMENT ON COLUMN ledger.rating_failures.error IS 'What went wrong the last time.';
+COMMENT ON COLUMN ledger.rating_failures.attempts IS 'Attempts so far.';
+COMMENT ON COLUMN ledger.rating_failures.run_id IS 'Dagster run that wrote the row.';
 
 CREATE TABLE ledger.reconciliations (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -205,8 +270,10 @@ CREATE TABLE ledger.reconciliations (
     CONSTRAINT reconciliations_pkey PRIMARY KEY (id)
 );
 
+COMMENT ON COLUMN ledger.reconciliations.id IS 'Number in the order of writing.';
 COMMENT ON COLUMN ledger.reconciliations.period IS 'Month in which the billing periods start, YYYY-MM.';
 COMMENT ON COLUMN ledger.reconciliations.sha256 IS 'Of the waterfall and the open breaks: the same data, the same row.';
+COMMENT ON COLUMN ledger.reconciliations.run_id IS 'Dagster run that wrote the row.';
 
 CREATE INDEX reconciliations_period_id_idx ON ledger.reconciliations (period, id);
 
@@ -220,6 +287,13 @@ CREATE TABLE ledger.stripe_customers (
     CONSTRAINT stripe_customers_pkey PRIMARY KEY (tenant_id),
     CONSTRAINT stripe_customers_customer_id_key UNIQUE (customer_id)
 );
+
+COMMENT ON COLUMN ledger.stripe_customers.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.stripe_customers.customer_id IS 'Stripe customer.';
+COMMENT ON COLUMN ledger.stripe_customers.subscription_id IS 'Stripe subscription.';
+COMMENT ON COLUMN ledger.stripe_customers.currency IS 'ISO 4217 code.';
+COMMENT ON COLUMN ledger.stripe_customers.livemode IS 'Whether real money is moved.';
+COMMENT ON COLUMN ledger.stripe_customers.mapped_at IS 'When the ledger learned it.';
 
 CREATE TABLE ledger.stripe_events (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -238,6 +312,8 @@ CREATE TABLE ledger.stripe_events (
     CONSTRAINT stripe_events_event_id_key UNIQUE (event_id)
 );
 
+COMMENT ON COLUMN ledger.stripe_events.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.stripe_events.livemode IS 'Whether real money is moved.';
 COMMENT ON COLUMN ledger.stripe_events.body IS 'Raw, as it was signed.';
 
 CREATE TABLE ledger.tenant_standing (
@@ -255,7 +331,13 @@ CREATE TABLE ledger.tenant_standing (
     CONSTRAINT tenant_standing_tenant_id_cause_key UNIQUE (tenant_id, cause)
 );
 
+COMMENT ON COLUMN ledger.tenant_standing.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.tenant_standing.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.tenant_standing.standing IS 'trialing, current, past_due, overdue, suspended or cancelled.';
+COMMENT ON COLUMN ledger.tenant_standing.since IS 'When this standing began.';
 COMMENT ON COLUMN ledger.tenant_standing.cause IS 'The Stripe event that moved it.';
+COMMENT ON COLUMN ledger.tenant_standing.attempts IS 'Attempts so far.';
+COMMENT ON COLUMN ledger.tenant_standing.error IS 'What went wrong the last time.';
 
 CREATE INDEX tenant_standing_tenant_id_id_idx ON ledger.tenant_standing (tenant_id, id);
 
@@ -295,11 +377,25 @@ CREATE TABLE ledger.usage_records (
 )
  PARTITION BY RANGE (hour);
 
+COMMENT ON COLUMN ledger.usage_records.hour IS 'UTC hour, half-open, of the usage''s own time.';
 COMMENT ON COLUMN ledger.usage_records.identifier IS 'Stripe''s event identifier and the idempotency key.';
+COMMENT ON COLUMN ledger.usage_records.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.usage_records.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.usage_records.customer_id IS 'Stripe customer.';
+COMMENT ON COLUMN ledger.usage_records.meter IS 'Stripe meter, by its event name.';
+COMMENT ON COLUMN ledger.usage_records.backend IS 'How usage reaches this meter.';
+COMMENT ON COLUMN ledger.usage_records.window_start IS 'The hour, or a period boundary in it.';
+COMMENT ON COLUMN ledger.usage_records.revision IS '1 for the first; the highest one counts, the others are history.';
 COMMENT ON COLUMN ledger.usage_records.units IS 'Whole units of the window at this revision.';
 COMMENT ON COLUMN ledger.usage_records.value IS 'What is sent: the units, or a signed difference.';
 COMMENT ON COLUMN ledger.usage_records.exact_units IS 'Before rounding to whole units.';
+COMMENT ON COLUMN ledger.usage_records.period_start IS 'Start of the billing period.';
+COMMENT ON COLUMN ledger.usage_records.planned_at IS 'When the intent was committed.';
+COMMENT ON COLUMN ledger.usage_records.run_id IS 'Dagster run that wrote the row.';
+COMMENT ON COLUMN ledger.usage_records.state IS 'Delivery state: planned, sending, delivered, rejected or unknown.';
+COMMENT ON COLUMN ledger.usage_records.attempts IS 'Attempts so far.';
 COMMENT ON COLUMN ledger.usage_records.parked IS 'Why this row waits for a person; null for a row that flows.';
+COMMENT ON COLUMN ledger.usage_records.error IS 'What went wrong the last time.';
 
 CREATE INDEX usage_records_customer_id_meter_period_start_idx ON ledger.usage_records (customer_id, meter, period_start);
 CREATE INDEX usage_records_state_idx ON ledger.usage_records (state) WHERE state <> 'delivered';
@@ -318,7 +414,16 @@ CREATE TABLE ledger.usage_summaries (
     CONSTRAINT usage_summaries_pkey PRIMARY KEY (id)
 );
 
+COMMENT ON COLUMN ledger.usage_summaries.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.usage_summaries.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.usage_summaries.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.usage_summaries.customer_id IS 'Stripe customer.';
+COMMENT ON COLUMN ledger.usage_summaries.meter IS 'Stripe meter, by its event name.';
+COMMENT ON COLUMN ledger.usage_summaries.period_start IS 'Start of the billing period.';
+COMMENT ON COLUMN ledger.usage_summaries.hour IS 'UTC hour, half-open, of the usage''s own time.';
 COMMENT ON COLUMN ledger.usage_summaries.units IS 'What Stripe says it holds; hour is null for the period.';
+COMMENT ON COLUMN ledger.usage_summaries.read_at IS 'When Stripe was asked.';
+COMMENT ON COLUMN ledger.usage_summaries.run_id IS 'Dagster run that wrote the row.';
 
 CREATE INDEX usage_summaries_tenant_id_service_period_start_hour_id_idx ON ledger.usage_summaries (tenant_id, service, period_start, hour, id);
 
@@ -340,8 +445,18 @@ CREATE TABLE ledger.invoice_lines (
     CONSTRAINT invoice_lines_invoice_id_fkey FOREIGN KEY(invoice_id) REFERENCES ledger.invoices (invoice_id)
 );
 
+COMMENT ON COLUMN ledger.invoice_lines.invoice_id IS 'Stripe invoice.';
+COMMENT ON COLUMN ledger.invoice_lines.line_id IS 'Stripe invoice line.';
+COMMENT ON COLUMN ledger.invoice_lines.tenant_id IS 'Tenant by its id in the catalogue.';
 COMMENT ON COLUMN ledger.invoice_lines.service IS 'Null for a line that no service is mapped to.';
+COMMENT ON COLUMN ledger.invoice_lines.subscription_item_id IS 'Stripe subscription item.';
+COMMENT ON COLUMN ledger.invoice_lines.price_id IS 'Stripe price.';
 COMMENT ON COLUMN ledger.invoice_lines.quantity IS 'Stripe''s quantity_decimal.';
+COMMENT ON COLUMN ledger.invoice_lines.amount IS 'In the currency''s major unit, exact.';
+COMMENT ON COLUMN ledger.invoice_lines.currency IS 'ISO 4217 code.';
+COMMENT ON COLUMN ledger.invoice_lines.period_start IS 'Start of the billing period.';
+COMMENT ON COLUMN ledger.invoice_lines.period_end IS 'End of the billing period, exclusive.';
+COMMENT ON COLUMN ledger.invoice_lines.description IS 'Stripe''s text of the line.';
 
 CREATE INDEX invoice_lines_tenant_id_service_period_start_idx ON ledger.invoice_lines (tenant_id, service, period_start);
 
@@ -354,6 +469,8 @@ CREATE TABLE ledger.landed_hours (
     CONSTRAINT landed_hours_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES ledger.landings (id)
 );
 
+COMMENT ON COLUMN ledger.landed_hours.hour IS 'UTC hour, half-open, of the usage''s own time.';
+COMMENT ON COLUMN ledger.landed_hours.events IS 'Usage events.';
 COMMENT ON COLUMN ledger.landed_hours.file IS 'Parquet file, relative to the lake.';
 
 CREATE INDEX landed_hours_hour_landing_id_idx ON ledger.landed_hours (hour, landing_id);
@@ -375,6 +492,8 @@ CREATE TABLE ledger.quarantine (
     CONSTRAINT quarantine_landing_id_fkey FOREIGN KEY(landing_id) REFERENCES ledger.landings (id)
 );
 
+COMMENT ON COLUMN ledger.quarantine.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.quarantine.source IS 'Source by its name in the catalogue.';
 COMMENT ON COLUMN ledger.quarantine.place IS 'Line and byte offset, or row, within the uri.';
 COMMENT ON COLUMN ledger.quarantine.reason IS 'A short code, such as not_a_number.';
 COMMENT ON COLUMN ledger.quarantine.detail IS 'What is wrong and how to mend it.';
@@ -394,7 +513,12 @@ CREATE TABLE ledger.reports (
     CONSTRAINT reports_reconciliation_id_fkey FOREIGN KEY(reconciliation_id) REFERENCES ledger.reconciliations (id)
 );
 
+COMMENT ON COLUMN ledger.reports.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.reports.period IS 'Month in which the billing period starts, YYYY-MM.';
 COMMENT ON COLUMN ledger.reports.name IS 'File name below the reports folder of the period.';
+COMMENT ON COLUMN ledger.reports.sha256 IS 'Of the content.';
+COMMENT ON COLUMN ledger.reports.bytes IS 'Size.';
+COMMENT ON COLUMN ledger.reports.made_at IS 'When it was written.';
 
 CREATE TABLE ledger.stripe_events_handled (
     inbox_id BIGINT NOT NULL,
@@ -408,6 +532,8 @@ CREATE TABLE ledger.stripe_events_handled (
 );
 
 COMMENT ON COLUMN ledger.stripe_events_handled.outcome IS 'applied, older, unhandled (no handler) or failed.';
+COMMENT ON COLUMN ledger.stripe_events_handled.detail IS 'In words.';
+COMMENT ON COLUMN ledger.stripe_events_handled.run_id IS 'Dagster run that wrote the row.';
 
 CREATE TABLE ledger.stripe_items (
     tenant_id TEXT NOT NULL,
@@ -423,7 +549,14 @@ CREATE TABLE ledger.stripe_items (
     CONSTRAINT stripe_items_subscription_item_id_key UNIQUE (subscription_item_id)
 );
 
+COMMENT ON COLUMN ledger.stripe_items.tenant_id IS 'Tenant by its id in the catalogue.';
+COMMENT ON COLUMN ledger.stripe_items.service IS 'Service by its name in the catalogue.';
+COMMENT ON COLUMN ledger.stripe_items.subscription_item_id IS 'Stripe subscription item.';
+COMMENT ON COLUMN ledger.stripe_items.price_id IS 'Stripe price.';
+COMMENT ON COLUMN ledger.stripe_items.meter_id IS 'Stripe meter.';
 COMMENT ON COLUMN ledger.stripe_items.meter IS 'Meter event name.';
+COMMENT ON COLUMN ledger.stripe_items.backend IS 'How usage reaches this meter.';
+COMMENT ON COLUMN ledger.stripe_items.mapped_at IS 'When the ledger learned it.';
 
 CREATE INDEX stripe_items_meter_idx ON ledger.stripe_items (meter);
 
