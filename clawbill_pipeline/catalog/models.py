@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import Period, period_at, period_of_month, utc_hour
-from clawbill_pipeline.catalog.prices import Price
+from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
 from clawbill_pipeline.catalog.sources import Source
 from clawbill_pipeline.money import currency_code
 
@@ -273,7 +273,7 @@ class Catalog(Closed):
         return self
 
     def _check_prices(self, where: tuple[str | int, ...], prices: dict[str, Price]) -> None:
-        for name in prices:
+        for name, price in prices.items():
             base, dimensions = split_openclaw_service(name)
             service = self.services.get(base)
             if service is None:
@@ -281,6 +281,8 @@ class Catalog(Closed):
             if dimensions and len(dimensions.split("/")) != len(service.dimensions):
                 order = "/".join(service.dimensions) or "none"
                 raise Misfit((*where, name), f"does not name the service's dimensions ({order}) in their order")
+            if fault := needs_more_than_a_quantity(price, service.dimensions):
+                raise Misfit((*where, name), fault)
 
     def meter(self, service: str) -> str:
         """The Stripe meter event name of ``service``."""

@@ -7,6 +7,7 @@ above belongs to the next one, so a fraction between two whole numbers always ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
@@ -407,3 +408,60 @@ Price = Annotated[
     | TimeOfUse,
     Field(discriminator="model"),
 ]
+
+
+# --- what the rating contract can carry ----------------------------------------------------------------------------
+
+
+def needs_more_than_a_quantity(price: Price, dimensions: Sequence[str]) -> str | None:
+    """Why ``price`` can never rate a request of tenant, service and quantity; None where it can.
+
+    ``dimensions`` are the names of those that the service's own name carries, in their order.
+    """
+    match price:
+        case Matrix() if not dimensions:
+            return (
+                "a matrix needs dimensions in the service's name, and this service has none; name them in the "
+                "service's dimensions"
+            )
+        case Matrix():
+            stray = next((cell for cell in price.cells if len(cell.split("/")) != len(dimensions)), None)
+            if stray is not None:
+                return f"cell {stray!r} can never be reached: it does not name {'/'.join(dimensions)} in their order"
+        case TimeOfUse() if len(dimensions) != 1:
+            return (
+                "a time_of_use price needs the band in the service's name "
+                f"(service:{price.bands[0].name}), and metering does not tell bands from times; give the service the "
+                "one dimension band, and let usage events carry it"
+            )
+        case Capacity():
+            units = sorted({unit for tier in price.tiers for unit in tier.limits})
+            if len(units) > 1:
+                return (
+                    f"a capacity of several units ({', '.join(units)}) needs a quantity of each, and a request carries "
+                    "one; price one unit"
+                )
+        case Percentage():
+            keys = ("fixed_per_event", "free_events", "min_per_event", "max_per_event")
+            told = [key for key in keys if getattr(price, key) != Percentage.model_fields[key].default]
+            if told:
+                return (
+                    f"{', '.join(told)}: a request carries a quantity and no events; meter the events as a service "
+                    "of their own, with a per_unit price"
+                )
+    for part in _parts(price):
+        fault = needs_more_than_a_quantity(part, dimensions)
+        if fault:
+            return fault
+    return None
+
+
+def _parts(price: Price) -> list[Simple]:
+    match price:
+        case Matrix():
+            parts = [*price.cells.values(), price.otherwise]
+        case TimeOfUse():
+            parts = [*(band.price for band in price.bands), price.otherwise]
+        case _:
+            parts = []
+    return [part for part in parts if part is not None]

@@ -105,6 +105,53 @@ def test_each_refusal_names_its_file_line_and_key(old: str, new: str, line: int,
     assert says in said
 
 
+PER_UNIT = "{model: per_unit, unit_amount: 1}"
+BANDS = f"[{{name: day, from: '00:00', to: '24:00', price: {PER_UNIT}}}]"
+
+
+@pytest.mark.parametrize(
+    ("price", "says"),
+    [
+        ("{model: percentage, percent: 1, fixed_per_event: 0.3, max_per_event: 0}",
+         "fixed_per_event, max_per_event: a request carries a quantity and no events; meter the events as a service"),
+        ("{model: percentage, percent: 1, free_events: 3}", "free_events: a request carries"),
+        ("{model: capacity, tiers: [{amount: 1, limits: {cpu: 2, gb: 8}}, {amount: 3}]}", "several units (cpu, gb)"),
+        (f"{{model: matrix, cells: {{a: {PER_UNIT}}}}}", "a matrix needs dimensions in the service's name"),
+        (f"{{model: time_of_use, bands: {BANDS}}}", "needs the band in the service's name (service:day)"),
+    ],
+)  # fmt: skip
+def test_a_price_that_one_quantity_can_never_be_rated_by_is_refused(price: str, says: str) -> None:
+    old = "api.calls: {model: per_unit, unit_amount: 0.5}"
+    said = refusal(GOOD.replace(old, f"api.calls: {price}"))
+    assert said.startswith("bills.yaml:22: rate_cards.standard.versions.1.prices.api.calls: ")
+    assert says in said
+    said = refusal(GOOD.replace("      tokens: {model: per_unit, unit_amount: 9}", f"      api.calls: {price}"))
+    assert said.startswith("bills.yaml:29: tenants.globex.prices.api.calls: ")
+
+
+@pytest.mark.parametrize(
+    ("price", "says"),
+    [
+        (f"{{model: matrix, cells: {{mockai/large: {PER_UNIT}, small: {PER_UNIT}}}}}",
+         "cell 'small' can never be reached: it does not name provider/model in their order"),
+        ("{model: matrix, cells: {mockai/large: {model: percentage, percent: 1, min_per_event: 1}}}", "min_per_event"),
+        (f"{{model: matrix, cells: {{mockai/large: {PER_UNIT}}}, "
+         "otherwise: {model: percentage, percent: 1, fixed_per_event: 1}}", "fixed_per_event"),
+        (f"{{model: time_of_use, bands: {BANDS}}}", "the one dimension band"),
+    ],
+)  # fmt: skip
+def test_nor_one_of_its_parts_nor_with_dimensions_that_do_not_fit(price: str, says: str) -> None:
+    assert says in refusal(GOOD.replace("tokens: {model: per_unit, unit_amount: 3}", f"tokens: {price}"))
+
+
+def test_what_the_dimensions_tell_is_accepted() -> None:
+    text = GOOD.replace("{unit: call}", "{unit: call, dimensions: [band]}")
+    parse(text.replace("{model: per_unit, unit_amount: 0.5}", f"{{model: time_of_use, bands: {BANDS}}}"))
+    parse(text.replace("{model: per_unit, unit_amount: 0.5}", f"{{model: matrix, cells: {{a: {PER_UNIT}}}}}"))
+    capacity = "{model: capacity, tiers: [{amount: 1, limits: {cpu: 2}}, {amount: 3}]}"
+    parse(GOOD.replace("{model: per_unit, unit_amount: 0.5}", capacity))
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
     said = refusal(GOOD.replace("{unit: call}", "{units: call}").replace("USD", "DOLLAR")).splitlines()
     assert [line.split(":")[1] for line in said] == ["7", "7", "13"]

@@ -22,10 +22,11 @@ Path_ = tuple[str | int, ...]
 
 def with_price(text: str) -> str:
     """A catalogue whose only price is ``text``."""
+    dimensions = "band" if "time_of_use" in text else "provider, model"
     indented = "".join(f"              {line}\n" for line in text.splitlines())
     return (
         "start: 2026-01-01T00:00:00Z\n"
-        "services: {compute: {unit: second, dimensions: [provider, model]}}\n"
+        f"services: {{compute: {{unit: second, dimensions: [{dimensions}]}}}}\n"
         "rate_cards:\n  c:\n    currency: USD\n    versions:\n"
         f"      - effective_from: 2026-01-01T00:00:00Z\n        prices:\n          compute:\n{indented}"
     )
@@ -98,7 +99,10 @@ def test_every_key_has_an_example():
         for field in model.model_fields_set
     }
     every = {owner(model, field) for model in reachable(Catalog, set()) for field in model.model_fields}
-    assert every - shown - {("Conversion", "multiply_by")} == set()  # it excludes divide_by; the comment names it
+    events = {("Percentage", key) for key in ("fixed_per_event", "free_events", "min_per_event", "max_per_event")}
+    # multiply_by excludes divide_by, whose comment names it; what is by the event is refused, and said in the text.
+    assert every - shown == {("Conversion", "multiply_by"), *events}
+    assert all(f"`{key}`" in DOC.read_text(encoding="utf-8") for _, key in events)
 
 
 @pytest.mark.parametrize("text", DOCUMENTS, ids=lambda text: text.splitlines()[-1 if "compute" in text else 0][:40])

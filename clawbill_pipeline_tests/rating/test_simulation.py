@@ -98,10 +98,10 @@ def test_a_change_of_prices_moves_whom_it_concerns() -> None:
             "candidate: 1 not rated, such as: no price in force",
         ),
         (
-            "requests: {model: per_unit, unit_amount: 2}",
-            "requests: {model: percentage, percent: 1, fixed_per_event: 1}",
-            ("acme", "requests"),
-            "candidate: 1 not rated, such as: a percentage with a fixed fee an event needs the number of events",
+            'tokens: {model: per_unit, unit_amount: "0.000001"}',
+            "tokens: {model: matrix, cells: {large: {model: per_unit, unit_amount: 1}}}",
+            ("acme", "tokens"),
+            "candidate: 1 not rated, such as: the matrix price has no price for 'small'; there is large",
         ),
     ],
 )

@@ -53,7 +53,7 @@ rate_cards:
             model: time_of_use
             bands: [{name: peak, from: "08:00", to: "18:00", price: {model: per_unit, unit_amount: 2}}]
             otherwise: {model: per_unit, unit_amount: 1}
-          payments: {model: percentage, percent: "2.9", fixed_per_event: "0.3"}
+          payments: {model: percentage, percent: "2.9"}
       - effective_from: 2026-09-01T00:00:00Z
         prices: {<<: *prices, api.requests: {model: per_unit, unit_amount: 0.0005}}
   japan:
@@ -192,7 +192,6 @@ def test_dimensions_and_bands_are_part_of_the_service(server: Server) -> None:
             "more than 12 decimal places",
         ),
         ('{"tenant_id":"acme","service":"storage","quantity":-1}', 422, "unratable", "negative quantity -1"),
-        ('{"tenant_id":"acme","service":"payments","quantity":1}', 422, "unratable", "needs the number of events"),
         ('{"tenant_id":"acme","service":"compute","quantity":1}', 422, "unratable", "needs the band"),
         ('{"tenant_id":"nobody","service":"storage","quantity":1}', 404, "unknown-tenant", "tenant 'nobody'"),
         ('{"tenant_id":"acme","service":"gpu","quantity":1}', 422, "unknown-service", "no price for service 'gpu'"),
