@@ -79,7 +79,7 @@ class SentHour:
 PLANNING = timedelta(hours=1)
 
 # Step by step, each side brought to one row a tenant, service and hour. Sums are exact decimals.
-_KEYED = """
+_METERED_RATED = """
 CREATE TEMP TABLE metered_rated AS
 SELECT coalesce(m.tenant_id, r.tenant_id) AS tenant_id, coalesce(m.service, r.service) AS service,
   coalesce(m.hour, r.hour) AS hour, coalesce(m.quantity, 0) AS metered, m.events,
@@ -100,31 +100,27 @@ LEFT JOIN failures f ON f.hour = m.hour AND f.tenant_id = m.tenant_id AND f.serv
 LEFT JOIN tenants t ON t.tenant_id = m.tenant_id
 """
 _HOURLY = """
-CREATE TEMP TABLE by_hour AS
+CREATE TEMP TABLE hourly AS
 WITH a AS (
   SELECT tenant_id, service, hour, sum(metered) AS metered, coalesce(sum(events), 0) AS events, sum(rated) AS rated,
     sum(amount) AS amount, max(rated_at) AS rated_at
-  FROM metered_rated GROUP BY ALL),
+  FROM metered_rated GROUP BY tenant_id, service, hour),
 o AS (
-  SELECT tenant_id, service, hour, sum(units) AS units, sum(exact_units) AS exact_units, sum(delivered) AS sent
-  FROM records GROUP BY ALL)
+  SELECT tenant_id, service, hour, sum(units) AS units, sum(exact_units) AS exact_units
+  FROM records GROUP BY tenant_id, service, hour)
 SELECT coalesce(e.tenant_id, a.tenant_id, o.tenant_id) AS tenant_id,
-  coalesce(e.service, a.service, o.service) AS service,
-  coalesce(e.hour, a.hour, o.hour) AS hour,
+  coalesce(e.service, a.service, o.service) AS service, coalesce(e.hour, a.hour, o.hour) AS hour,
   coalesce(e.quantity, 0) AS raw, coalesce(e.events, 0) AS raw_events,
   coalesce(a.metered, 0) AS metered, coalesce(a.events, 0) AS events, coalesce(a.rated, 0) AS rated,
   coalesce(a.amount, 0) AS amount, a.rated_at, o.units IS NOT NULL AS planned, o.units,
-  coalesce(o.exact_units, 0) AS exact_units, o.sent
+  coalesce(o.exact_units, 0) AS exact_units,
+  CASE WHEN coalesce(s.by_amount, true) THEN coalesce(a.amount, 0) * 1000000
+       ELSE coalesce(a.rated, 0) * CAST(s.scale AS DECIMAL(19, 0)) END AS rated_units
 FROM events e
 FULL JOIN a ON a.tenant_id = e.tenant_id AND a.service = e.service AND a.hour = e.hour
 FULL JOIN o ON o.tenant_id = coalesce(e.tenant_id, a.tenant_id) AND o.service = coalesce(e.service, a.service)
   AND o.hour = coalesce(e.hour, a.hour)
-"""
-_RATED_UNITS = """
-CREATE TEMP TABLE hourly AS
-SELECT h.*, CASE WHEN coalesce(s.by_amount, true) THEN h.amount * 1000000
-                 ELSE h.rated * CAST(s.scale AS DECIMAL(19, 0)) END AS rated_units
-FROM by_hour h LEFT JOIN services s USING (service)
+LEFT JOIN services s ON s.service = coalesce(e.service, a.service, o.service)
 """
 _DIFFERENCES = """
 WITH raw_metered AS (
@@ -207,7 +203,7 @@ def compare_hours(db: duckdb.DuckDBPyConnection, calendar: Calendar, now: dateti
 
     Leaves table ``hourly`` behind, which ``read_totals`` and ``read_sent_hours`` go on from.
     """
-    for statement in (_KEYED, _HOURLY, _RATED_UNITS):
+    for statement in (_METERED_RATED, _HOURLY):
         db.execute(statement)
     result = db.execute(_DIFFERENCES, {"now": now, "metering_lag": calendar.metering_lag, "planning": PLANNING})
     while rows := result.fetchmany(10_000):

@@ -274,10 +274,8 @@ def _derived(catalog: Catalog, line: Line, records: Sequence[Record]) -> Decimal
         return None
     newest: dict[datetime, Decimal] = {}
     for record in records:
-        in_time = line.finalized_at is None or (
-            record.settled_at is not None and record.settled_at <= line.finalized_at
-        )
-        if record.state == "delivered" and in_time:
+        final, settled = line.finalized_at, record.settled_at
+        if record.state == "delivered" and settled and (final is None or settled <= final):
             newest[record.window_start] = record.units
     with localcontext(EXACT):
         return invoice_amount(sum(newest.values(), ZERO) / unit_scale(catalog, line.service), line.currency)
@@ -287,10 +285,11 @@ def _checks(
     line: Line, windows: Sequence[Window], damaged: Sequence[str], derived: Decimal | None
 ) -> tuple[Check, ...]:
     altered = [window for window in windows if window.counted_quantity != window.metered_quantity]
-    unrated = [
-        window for window in windows if window.rated_quantity != window.metered_quantity and window.metered_quantity
-    ]
-    first = altered[0] if altered else None
+    unrated = [window for window in windows if (window.rated_quantity or ZERO) != window.metered_quantity]
+    first = ""
+    if altered:
+        at, then, now = altered[0].window_start, altered[0].metered_quantity, altered[0].counted_quantity
+        first = f"{at:%Y-%m-%d %H:%M}: metered {plain(then)}, now {plain(now)}"
     return (
         Check(
             "events_unaltered",
@@ -299,9 +298,7 @@ def _checks(
             {
                 "altered_windows": len(altered),
                 "damaged_files": len(damaged),
-                "first": first
-                and f"{first.window_start:%Y-%m-%d %H:%M}: metered {plain(first.metered_quantity)}, "
-                f"now {plain(first.counted_quantity)}",
+                "first": first,
             },
         ),
         Check(

@@ -36,7 +36,7 @@ def test_a_line_leads_to_its_events_with_file_and_offset(month: Month) -> None:
         ("acme-tokens-0101", "usage-1.jsonl", 4, 400, True),
         ("acme-tokens-0101", "usage-2.jsonl", 1, 100, False),
     ]
-    assert [(r.state, r.units) for r in lineage.records][0] == ("delivered", Decimal(1_501_500))
+    assert (lineage.records[0].state, lineage.records[0].units) == ("delivered", Decimal(1_501_500))
     assert checks(lineage) == {"events_unaltered": True, "everything_rated": True, "amount_derived": True}
 
 
