@@ -1,0 +1,273 @@
+"""The close against the stand-in: hold, correct, compare again, release; a person's word; crashes; the overview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import insert, text
+
+from clawbill_pipeline.catalog import Catalog, parse
+from clawbill_pipeline.catalog.closing import Closing
+from clawbill_pipeline.invoicing.booked import trial_end
+from clawbill_pipeline.invoicing.close import Closed, NotADraft, close_drafts, close_status, hold, release
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.tables import metered_usage, rated_usage, usage_records
+from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline_tests.invoicing.conftest import CATALOG, Inbox
+from clawbill_pipeline_tests.sandbox.stripe.server import HOUR, START, Account, Sandbox
+
+FROM = datetime.fromtimestamp(START, UTC)
+UNITS = 12_340_000
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return parse(CATALOG.replace("2026-10-01", "2026-03-01"))
+
+
+class Month:
+    """A month of globex at the stand-in, whose draft is there; ``at`` is the stand-in's time."""
+
+    def __init__(self, sandbox: Sandbox, ledger: Ledger, catalog: Catalog, sent: int = UNITS) -> None:
+        self.sandbox, self.ledger, self.catalog = sandbox, ledger, catalog
+        self.account: Account = sandbox.account()
+        meter = self.account.meter()
+        price = self.account.price(meter.id, unit_amount_decimal="0.0001")
+        self.customer = self.account.customer(email="a@b.c")
+        params = {"customer": self.customer, "items": [{"price": price.id}]}
+        self.subscription = self.account.v1.subscriptions.create(params)
+        self.item = self.subscription["items"].data[0]
+        self.account.use(self.customer, sent, self.item.current_period_start)
+        self.api = StripeApi(SecretStr(self.account.key), sandbox.url)
+        self.inbox = Inbox(ledger, catalog, self.api)
+        self.inbox.map()
+        with ledger.transaction() as connection:
+            both = {"customer": self.customer, "subscription": self.subscription.id, "item": self.item.id}
+            connection.execute(
+                text("UPDATE stripe_customers SET customer_id = :customer, subscription_id = :subscription"), both
+            )
+            connection.execute(text("UPDATE stripe_items SET subscription_item_id = :item"), both)
+        sandbox.move_to(self.item.current_period_end)
+        self.read()
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.sandbox.now(), UTC)
+
+    def read(self) -> None:
+        """Lands and applies what Stripe sent meanwhile."""
+        seen = {row.event_id for row in self.inbox.rows("stripe_events")}
+        for event in reversed(list(self.account.v1.events.list({"limit": 100}).auto_paging_iter())):
+            if event.id not in seen:
+                self.inbox.land_body(str(event))
+        self.inbox.apply()
+
+    def book(self, units: int = UNITS, *, revision: int = 1, state: str = "delivered", metered: bool = True) -> None:
+        """Puts the month's usage into the ledger, all in its first hour."""
+        self.ledger.ensure_partitions([FROM])
+        amount = Decimal(units) / 1_000_000
+        window: dict[str, Any] = {
+            "hour": FROM,
+            "tenant_id": "globex",
+            "service": "requests",
+            "window_start": FROM,
+            "revision": revision,
+            "run_id": "run_1",
+        }
+        rated = {
+            "dimensions": "",
+            "metered_revision": revision,
+            "basis": "hourly",
+            "reason": "first",
+            "quantity": amount,
+            "amount": amount,
+            "currency": "USD",
+            "asked_quantity": amount,
+            "answered_amount": amount,
+            "period_start": FROM,
+            "answer": {},
+            "rate_card_version": "standard",
+            "latency_ms": 1,
+            "rated_at": FROM,
+        }
+        record = {
+            "identifier": f"id_{revision}",
+            "customer_id": self.customer,
+            "meter": "tokens",
+            "backend": "sum_meter",
+            "units": units,
+            "value": units,
+            "exact_units": units,
+            "period_start": FROM,
+            "event_timestamp": FROM,
+            "payload": {},
+            "payload_sha256": "x",
+            "planned_at": FROM,
+            "state": state,
+            "settled_at": FROM if state == "delivered" else None,
+        }
+        with self.ledger.transaction() as connection:
+            if metered:
+                connection.execute(
+                    text(
+                        "INSERT INTO metered_hours SELECT hour, 0, 1, 0, 0, 1, hour, 'run_1' FROM"
+                        " generate_series(:first, :last, interval '1 hour') hour ON CONFLICT DO NOTHING"
+                    ),
+                    {"first": FROM, "last": datetime.fromtimestamp(self.item.current_period_end - HOUR, UTC)},
+                )
+            quantity = {"quantity": amount, "events": 1, "reason": "first", "metered_at": FROM, "dimensions": ""}
+            connection.execute(insert(metered_usage).values(window | quantity))
+            connection.execute(insert(rated_usage).values(window | rated))
+            connection.execute(insert(usage_records).values(window | record))
+
+    def close(self, closing: Closing | None = None) -> Closed:
+        return close_drafts(self.ledger, self.catalog, self.api, closing or Closing(), now=self.now, run_id="run_1")
+
+    @property
+    def invoice(self) -> Any:
+        return self.account.v1.invoices.list({"subscription": self.subscription.id}).data[0]
+
+    def trail(self) -> list[str]:
+        return [row.kind for row in self.inbox.rows("audit_trail", "id") if row.kind.startswith("close.")]
+
+    def finalized(self) -> str:
+        self.sandbox.move_to(self.sandbox.now() + 3 * HOUR)
+        return str(self.invoice.status)
+
+
+@pytest.fixture
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    running = Sandbox(tmp_path_factory.mktemp("stripe") / "state")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def month(sandbox: Sandbox, ledger: Ledger, catalog: Catalog) -> Month:
+    return Month(sandbox, ledger, catalog)
+
+
+def test_a_draft_that_agrees_goes_out_untouched(month: Month) -> None:
+    month.book()
+    for _ in range(2):
+        result = month.close()
+        assert (result.released, result.held, result.waiting, result.problems) == (1, 0, 0, ())
+        assert all(check.passed for check in result.checks)
+    assert month.trail() == ["close.compared"]
+    assert month.finalized() == "paid"
+
+
+def test_a_wrong_draft_is_held_corrected_compared_again_and_released(month: Month) -> None:
+    month.book(UNITS + 1_000_000)
+    result = month.close()
+    assert (result.held, result.checks[0].passed) == (1, False)
+    assert [each.cause for each in result.comparisons[0].differences] == ["unexplained"]
+    assert month.invoice.auto_advance is False
+    assert month.trail() == ["close.compared", "close.hold", "close.done"]
+    assert month.finalized() == "draft", "held beyond Stripe's grace"
+
+    month.read()
+    assert month.close().held == 1
+    month.book(UNITS, revision=2)
+    result = month.close()
+    assert (result.released, result.problems) == (1, ())
+    assert month.invoice.auto_advance is True
+    assert month.trail() == [
+        "close.compared",
+        "close.hold",
+        "close.done",
+        "close.compared",
+        "close.release",
+        "close.done",
+    ]
+    assert month.finalized() == "paid"
+
+
+def test_usage_under_way_is_waited_for_until_time_is_up(month: Month) -> None:
+    month.book(state="planned")
+    assert month.close().waiting == 1
+    month.sandbox.move_to(month.sandbox.now() + 51 * 60)
+    assert month.close(Closing(on_undecided="finalize")).released == 1
+    assert month.invoice.auto_advance is True
+    assert month.close(Closing(on_undecided="hold")).held == 1
+    assert month.invoice.auto_advance is False
+
+
+def test_hours_that_were_not_metered_are_waited_for(month: Month) -> None:
+    month.book(metered=False)
+    (found,) = month.close().comparisons
+    assert [(each.cause, each.detail) for each in found.differences] == [("not_metered", "744 hours or records")]
+
+
+def test_what_a_person_held_stays_held(month: Month) -> None:
+    month.book()
+    invoice_id = month.invoice.id
+    assert hold(month.ledger, month.api, invoice_id, why="a call from globex", by="ada", now=month.now) == ()
+    assert month.close().held == 1
+    assert month.finalized() == "draft"
+    month.read()
+    assert release(month.ledger, month.api, invoice_id, why="all is well", by="ada", now=month.now) == ()
+    assert month.finalized() == "paid"
+    month.read()
+    with pytest.raises(NotADraft, match="is paid"):
+        hold(month.ledger, month.api, invoice_id, why="too late", by="ada", now=month.now)
+    with pytest.raises(NotADraft, match="not in the ledger"):
+        release(month.ledger, month.api, "in_x", why="", by="ada", now=month.now)
+
+
+def test_what_a_person_released_goes_out_whatever_the_comparison_says(month: Month) -> None:
+    month.book(1)
+    assert month.close().held == 1
+    assert release(month.ledger, month.api, month.invoice.id, why="known", by="ada", now=month.now) == ()
+    assert (month.close().released, month.invoice.auto_advance) == (1, True)
+
+
+def test_a_decision_that_did_not_reach_stripe_is_carried_out_next_time(month: Month) -> None:
+    month.book(1)
+    month.api = replace(month.api, base="http://127.0.0.1:9", timeout=1)
+    result = month.close()
+    assert (result.held, len(result.problems), result.checks[1].passed) == (1, 1, False)
+    assert month.trail() == ["close.compared", "close.hold"]
+    month.api = replace(month.api, base=month.sandbox.url)
+    assert month.close().problems == ()
+    assert month.invoice.auto_advance is False
+    assert month.trail() == ["close.compared", "close.hold", "close.done"]
+
+
+def test_the_overview_shows_every_open_period(month: Month) -> None:
+    month.book()
+    month.close()
+    old, running = close_status(month.ledger, month.catalog, now=month.now)
+    assert (old.tenant_id, old.start, old.hours, old.metered) == ("globex", FROM, 744, 744)
+    assert (old.delivered, old.confirmed, old.compared, old.decision) == (True, False, "agrees", None)
+    assert old.finalizes_at == old.end + timedelta(hours=1)
+    assert (running.start, running.invoice_id, running.metered, running.hours) == (old.end, None, 0, 720)
+    assert close_status(month.ledger, month.catalog, now=month.now, tenant_id="nobody") == []
+
+
+class Stood:
+    def __init__(self, standing: str, day: int) -> None:
+        self.standing, self.since = standing, FROM + timedelta(days=day)
+
+
+@pytest.mark.parametrize(
+    ("history", "ended"),
+    [
+        ([], 0),
+        ([("current", -5)], 0),
+        ([("trialing", -5), ("current", 10)], 10),
+        ([("trialing", -5), ("current", -1), ("past_due", 10)], 0),
+        ([("trialing", 0)], 30),
+        ([("trialing", 0), ("cancelled", 40)], 30),
+        ([("current", -5), ("trialing", 3), ("current", 10)], 0),
+    ],
+)
+def test_usage_of_a_trial_is_free(history: list[tuple[str, int]], ended: int) -> None:
+    rows: Any = [Stood(*entry) for entry in history]
+    assert trial_end(rows, FROM, FROM + timedelta(days=30)) == FROM + timedelta(days=ended)
