@@ -45,7 +45,6 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _configuration(settings: Settings) -> Finding:
     names = {
-        "CLAWBILL_DATABASE_URL": settings.database_url,
         "OPENCLAW_URL": settings.openclaw_url,
         "OPENCLAW_TOKEN": settings.openclaw_token,
         "STRIPE_SECRET_KEY": settings.stripe_key,
