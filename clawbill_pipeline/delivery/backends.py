@@ -272,7 +272,11 @@ def _immutable(name: str, is_: str, needed: str) -> MeterMismatch:
     )
 
 
+def canonical(params: Mapping[str, Any]) -> str:
+    """The parameters as JSON text that is the same wherever it is made: sorted keys, no spaces."""
+    return json.dumps(params, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def payload_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 of the parameters as canonical JSON (sorted keys, no spaces)."""
-    text = json.dumps(params, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of the canonical JSON text of ``params``."""
+    return hashlib.sha256(canonical(params).encode()).hexdigest()

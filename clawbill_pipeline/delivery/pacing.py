@@ -13,7 +13,7 @@ _RANDOM = random.SystemRandom()
 class TokenBucket:
     """Lets ``rate`` calls a second pass, evenly; what was not used for up to ``burst`` seconds can be caught up on."""
 
-    def __init__(self, rate: float, burst: float = 0.1) -> None:
+    def __init__(self, rate: float, burst: float = 0.02) -> None:
         self._interval = 1 / rate
         self._burst = burst
         self._next = time.monotonic()

@@ -17,7 +17,6 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
@@ -27,7 +26,7 @@ from clawbill_pipeline.delivery.backends import (
     MOST_REVISIONS,
     Backend,
     Record,
-    payload_hash,
+    canonical,
 )
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
@@ -266,13 +265,13 @@ def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple
             window_start=row.window_start,
             revision=revision,
         )
-        params = backend.params(record)
+        payload = canonical(backend.params(record))
         event_timestamp = backend.event_timestamp(row.window_start, revision)
         parked, error = _hindrance(backend, value, revision)
         yield (
             row.hour, record.identifier, row.tenant_id, row.service, row.customer_id, row.meter, row.backend,
             row.window_start, revision, units, value, row.exact, row.period_start, event_timestamp,
-            Jsonb(params), payload_hash(params), now, run_id, parked, error,
+            payload, hashlib.sha256(payload.encode()).hexdigest(), now, run_id, parked, error,
         )  # fmt: skip
 
 
