@@ -15,8 +15,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 
 from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
 
@@ -57,36 +57,55 @@ class Ledger:
             try:
                 with connection.begin():
                     yield connection
-            except ProgrammingError as error:
-                if isinstance(error.orig, psycopg.errors.UndefinedTable):
+            except (ProgrammingError, psycopg.errors.ProgrammingError) as error:  # COPY raises psycopg's own
+                if isinstance(getattr(error, "orig", error), _NO_LEDGER):
                     raise LedgerError(f"{shown(self._url)} has no ledger yet; run: clawbill migrate") from error
                 raise
 
     def ensure_partitions(self, hours: Iterable[datetime]) -> None:
         """Makes the monthly partitions that rows of these hours fall into."""
         months = {(hour.astimezone(UTC).year, hour.astimezone(UTC).month) for hour in hours}
-        with self.transaction() as connection:
-            for year, month in sorted(months):
-                for table in PARTITIONED:
-                    name = f"{table.name}_{year:04d}_{month:02d}"
-                    if connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.{name}"}) is None:
-                        lock(connection, "partitions")
-                        first = datetime(year, month, 1, tzinfo=UTC)
-                        after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
-                        connection.execute(
-                            text(
-                                f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{name} PARTITION OF {SCHEMA}.{table.name} "
-                                f"FOR VALUES FROM ('{first.isoformat()}') TO ('{after.isoformat()}')"
-                            )
-                        )
+        for year, month in sorted(months):
+            for table in PARTITIONED:
+                # One transaction each: no lock on one table is held while another is waited for.
+                with self.transaction() as connection:
+                    _ensure_partition(connection, table.name, year, month)
 
 
+def _ensure_partition(connection: Connection, table: str, year: int, month: int) -> None:
+    name = f"{table}_{year:04d}_{month:02d}"
+    if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
+        return
+    lock(connection, "partitions")
+    if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
+        return
+    first = datetime(year, month, 1, tzinfo=UTC)
+    after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    # Attaching waits for nobody who reads or writes the table; PARTITION OF would, and would make all wait behind it.
+    # Triggers of rows come with attaching, those of statements don't.
+    connection.execute(
+        text(
+            f"CREATE TABLE {SCHEMA}.{name} (LIKE {SCHEMA}.{table} INCLUDING ALL EXCLUDING IDENTITY);"
+            f"ALTER TABLE {SCHEMA}.{table} ATTACH PARTITION {SCHEMA}.{name} "
+            f"FOR VALUES FROM ('{first.isoformat()}') TO ('{after.isoformat()}');"
+            f"CREATE TRIGGER no_truncate BEFORE TRUNCATE ON {SCHEMA}.{name} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {SCHEMA}.refuse_change()"
+        )
+    )
+
+
+# Not by to_regclass, which may remember from before the lock that there was none.
+_IS_PARTITION = text("""
+    SELECT EXISTS (SELECT FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+                   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relname = :name)
+""")
+_NO_LEDGER = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 _START = "Start it (clawbill up), or set CLAWBILL_DATABASE_URL"
 
 
 def make_engine(url: str) -> Engine:
     """An engine whose sessions run in UTC with the ledger's schema first, for a ``postgresql+psycopg`` URL."""
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() != "postgresql":
         raise LedgerError(f"{shown(url)}: the ledger needs PostgreSQL, a URL like postgresql://user@host/database")
     return create_engine(
@@ -98,9 +117,19 @@ def make_engine(url: str) -> Engine:
 
 def shown(url: str) -> str:
     """A database URL for people: no password, no query."""
-    parsed = make_url(url)
+    parsed = _parsed(url)
     where = parsed.host or parsed.query.get("host") or "the local socket"
     return f"PostgreSQL database {parsed.database!r} at {where}"
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):  # whose messages may show the password
+        raise LedgerError(
+            "CLAWBILL_DATABASE_URL is no database URL; write it like postgresql://user:password@host:5432/database, "
+            "with special characters of the password percent-encoded"
+        ) from None
 
 
 def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
@@ -119,9 +148,17 @@ def lock(connection: Connection, *names: str) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(*names)})
 
 
+#: Locks of one kind that ``lock_all`` takes at most; PostgreSQL has room for some thousands of locks in all.
+STRIPES = 256
+
+
 def lock_all(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
-    """As ``lock``, for many at once; always taken in the same order, so that two workers never wait in a ring."""
-    keys = sorted({lock_key(*name) for name in names})
+    """As ``lock``, for any number of names; always in the same order, so that two workers never wait in a ring.
+
+    Names that begin alike share ``STRIPES`` locks, so that one now and then waits for another: take all names of a
+    kind in one call, and not with ``lock``.
+    """
+    keys = sorted({lock_key(name[0], str(lock_key(*name) % STRIPES)) for name in names})
     connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), {"keys": keys})
 
 
@@ -137,7 +174,9 @@ def _first_line(error: Exception) -> str:
 
 def _alembic(url: str) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(resources.files("clawbill_pipeline.ledger") / "migrations"))
+    config.set_main_option(
+        "script_location", str(resources.files("clawbill_pipeline.ledger") / "migrations").replace("%", "%%")
+    )
     config.attributes["url"] = url
     return config
 
