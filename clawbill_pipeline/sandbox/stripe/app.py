@@ -29,6 +29,7 @@ from clawbill_pipeline.sandbox.stripe import (
     invoice_items,
     invoices,
     invoicing,
+    item_changes,
     meter_events,
     meter_stream,
     meters,
@@ -67,6 +68,7 @@ ROUTES: list[Route] = [
         prices,
         subscriptions,
         subscription_items,
+        item_changes,
         invoices,
         invoice_items,
         credit_notes,
@@ -147,7 +149,10 @@ class _Endpoint:
             message = "The provided key does not have access to the account of Stripe-Account."
             raise ApiError(403, message, code="account_invalid")
         body = await request.body()
-        raw = body.decode() if request.method == "POST" else request.scope["query_string"].decode()
+        try:
+            raw = (body if request.method == "POST" else request.scope["query_string"]).decode()
+        except UnicodeDecodeError:
+            raise ApiError(400, "The request is not UTF-8.") from None
         fault = api.faults.chosen(call.account, request.method, request.url.path) if api.faults.all else None
         with ExitStack() as held:
             if request.method != "GET" and "idempotency-key" in request.headers:

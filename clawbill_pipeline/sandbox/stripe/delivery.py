@@ -47,9 +47,10 @@ class Delivery:
                 while True:
                     self._woken.clear()
                     await self._store.durable()
-                    self._start()
+                    now = time.time()  # One now for both: what falls due between them must not be missed.
+                    self._start(now)
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._woken.wait(), self._pause())
+                        await asyncio.wait_for(self._woken.wait(), self._pause(now))
         finally:
             for task in self._under_way.values():
                 task.cancel()
@@ -73,17 +74,17 @@ class Delivery:
         counts = {row["state"]: row["n"] for row in self._store.db.execute(sql, values)}
         return {state: counts.get(state, 0) for state in ("delivered", "failed", "pending")}
 
-    def _pause(self) -> float | None:
+    def _pause(self, now: float) -> float | None:
         """Seconds until the next retry; None while all slots are taken or nothing waits (an attempt's end wakes)."""
         if len(self._under_way) >= _AT_ONCE:
             return None
         sql = "SELECT min(next_at) AS soonest FROM deliveries WHERE state = 'pending' AND next_at > ?"
-        soonest = self._store.db.execute(sql, (time.time(),)).fetchone()["soonest"]
-        return None if soonest is None else max(0.01, soonest - time.time())
+        soonest = self._store.db.execute(sql, (now,)).fetchone()["soonest"]
+        return None if soonest is None else max(0.0, soonest - time.time())
 
-    def _start(self) -> None:
+    def _start(self, now: float) -> None:
         sql = "SELECT * FROM deliveries WHERE state = 'pending' AND next_at <= ? ORDER BY next_at, rank, seq LIMIT ?"
-        for row in self._store.db.execute(sql, (time.time(), _AT_ONCE + len(self._under_way))).fetchall():
+        for row in self._store.db.execute(sql, (now, _AT_ONCE + len(self._under_way))).fetchall():
             if len(self._under_way) >= _AT_ONCE:
                 break
             if row["seq"] not in self._under_way:

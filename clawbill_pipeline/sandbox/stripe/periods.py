@@ -46,7 +46,7 @@ class Cycle:
 
     def pieces(self, start: int, end: int) -> list[tuple[int, int]]:
         """The periods that tile ``[start, end)``; the first and the last may be cut."""
-        tiles = []
+        tiles: list[tuple[int, int]] = []
         while start < end:
             stop = min(self.containing(start)[1], end)
             tiles.append((start, stop))

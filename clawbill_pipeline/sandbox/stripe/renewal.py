@@ -5,8 +5,9 @@ from __future__ import annotations
 from clawbill_pipeline.sandbox.stripe.core import Call, Document, shown
 from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoicing import bill_subscription
+from clawbill_pipeline.sandbox.stripe.item_changes import items_of
 from clawbill_pipeline.sandbox.stripe.periods import Cycle
-from clawbill_pipeline.sandbox.stripe.subscriptions import end, items_of, open_segments, reschedule
+from clawbill_pipeline.sandbox.stripe.subscriptions import end, open_segments, reschedule
 
 
 def due(call: Call, identifier: str) -> None:

@@ -1,4 +1,4 @@
-"""Subscription items: how they are shown and read (``/v1/subscription_items``). Changes are in ``subscriptions``.
+"""Subscription items: how they are shown and read (``/v1/subscription_items``). Changes are in ``item_changes``.
 
 ``_from`` is since when the item's usage in the current period is its own (its adding, or the last change of price).
 """

@@ -24,18 +24,21 @@ from clawbill_pipeline.sandbox.stripe.errors import invalid, unsupported
 from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoice_lines import Segment
 from clawbill_pipeline.sandbox.stripe.invoicing import bill_subscription, finalize
+from clawbill_pipeline.sandbox.stripe.item_changes import change_items, checked_prices, items_of
 from clawbill_pipeline.sandbox.stripe.periods import Cycle, next_anchor
 from clawbill_pipeline.sandbox.stripe.subscription_items import new_item
 
 _DAY = 86_400
-_LIVE = ("active", "past_due", "trialing", "unpaid", "incomplete", "paused")
+_LONGEST_TRIAL = 730 * _DAY
+_FURTHEST_CANCEL = 5 * 366 * _DAY
+_MOST_LINES = 250
 
 
 def create(call: Call, params: Document) -> Document:
     if "customer" not in params:
         raise invalid("Missing required param: customer.", "customer", "parameter_missing")
     customer = call.find("customer", params["customer"], param="customer")
-    prices = _checked_prices(call, [entry.get("price") for entry in params.get("items", [])])
+    prices = checked_prices(call, [entry.get("price") for entry in params.get("items", [])])
     start = params.get("backdate_start_date", call.now)
     if start > call.now:
         raise invalid("`backdate_start_date` must be in the past.", "backdate_start_date")
@@ -58,6 +61,8 @@ def create(call: Call, params: Document) -> Document:
         call.put("customer", customer)
     emit(call, "customer.subscription.created", "subscription", subscription)
     elapsed = [(since, until) for since, until in cycle.pieces(start, max(start, period_start)) if not trial_end]
+    if len(elapsed) * len(items) > _MOST_LINES:
+        raise invalid(f"Backdating would make more than {_MOST_LINES} invoice lines.", "backdate_start_date")
     if elapsed:
         segments = [Segment(i["id"], i["price"], *span) for span in elapsed for i in items]
         invoice = bill_subscription(call, subscription, segments, (start, period_start), "subscription_create")
@@ -82,7 +87,7 @@ def update(call: Call, params: Document, id: str) -> Document:
     _check_collection(subscription)
     _set_ending(call, subscription, params)
     if "items" in params:
-        _change_items(call, subscription, params["items"])
+        change_items(call, subscription, params["items"])
     call.put("subscription", subscription)
     reschedule(call, subscription)
     if shown(call, "subscription", subscription) != before:
@@ -130,11 +135,6 @@ def list_all(call: Call, params: Document) -> Document:
 
     where = {"customer": params.get("customer"), "status": None if status in (None, "all", "ended") else status}
     return page(call, "subscription", params, "/v1/subscriptions", where=where, keep=keep)
-
-
-def items_of(call: Call, subscription: Document) -> list[Document]:
-    """The items that are on the subscription now, oldest first."""
-    return call.store.select(call.account, "subscription_item", parent=subscription["id"])
 
 
 def open_segments(call: Call, subscription: Document, until: int) -> list[Segment]:
@@ -216,29 +216,6 @@ def _check_collection(subscription: Document) -> None:
         raise invalid("`days_until_due` goes with `collection_method=send_invoice` only.", "days_until_due")
 
 
-def _checked_prices(call: Call, identifiers: list[str | None], param: str = "items") -> list[Document]:
-    if not identifiers:
-        raise invalid("Missing required param: items.", param, "parameter_missing")
-    if len(identifiers) > 20:
-        raise invalid("A subscription has at most 20 items.", param)
-    prices = []
-    for index, identifier in enumerate(identifiers):
-        place = f"{param}[{index}][price]"
-        if identifier is None:
-            raise invalid(f"Missing required param: {place}.", place, "parameter_missing")
-        price = call.find("price", identifier, param=place)
-        if not price["active"]:
-            raise invalid("The price specified is inactive. This field only accepts active prices.", place)
-        prices.append(price)
-    if len(set(identifiers)) < len(identifiers):
-        raise invalid("Cannot add multiple subscription items with the same price.", param)
-    if len({price["currency"] for price in prices}) > 1:
-        raise invalid("All prices on a subscription must have the same currency.", param)
-    if len({(p["recurring"]["interval"], p["recurring"]["interval_count"]) for p in prices}) > 1:
-        raise unsupported("subscriptions whose prices differ in `recurring.interval`", param)
-    return prices
-
-
 def _trial_end(call: Call, params: Document) -> int | None:
     if "trial_end" in params and "trial_period_days" in params:
         raise invalid("You may only specify one of these parameters: trial_end, trial_period_days.", "trial_end")
@@ -247,6 +224,8 @@ def _trial_end(call: Call, params: Document) -> int | None:
         return None
     if end < call.now:
         raise invalid("Invalid timestamp: must be an integer Unix timestamp in the future.", "trial_end")
+    if end > call.now + _LONGEST_TRIAL:
+        raise invalid("Trials can be at most two years long.", "trial_end")
     if "backdate_start_date" in params:
         raise unsupported("a trial on a backdated subscription", "backdate_start_date")
     return int(end)
@@ -289,47 +268,14 @@ def _set_ending(call: Call, subscription: Document, params: Document) -> None:
         at = subscription["_period"][1] if at in ("min_period_end", "max_period_end") else at or None
         if at is not None and at <= call.now:
             raise invalid("`cancel_at` must be in the future.", "cancel_at")
+        if at is not None and at > call.now + _FURTHEST_CANCEL:
+            raise invalid("`cancel_at` can be at most five years ahead.", "cancel_at")
         subscription["cancel_at"], subscription["cancel_at_period_end"] = at, False
     else:
         return
     ending = subscription["cancel_at"] is not None
     subscription["canceled_at"] = call.now if ending else None
     subscription["cancellation_details"]["reason"] = "cancellation_requested" if ending else None
-
-
-def _change_items(call: Call, subscription: Document, changes: list[Document]) -> None:
-    """Adds, changes and removes items. Metered usage up to the change stays with the old price, on the next invoice."""
-    items = {item["id"]: item for item in items_of(call, subscription)}
-    for index, change in enumerate(changes):
-        place = f"items[{index}]"
-        if "id" not in change:
-            price = _checked_prices(call, [change.get("price")], place)[0]
-            metadata = merged_metadata({}, change.get("metadata"))
-            item = new_item(call, subscription["id"], price["id"], metadata, call.now)
-            items[item["id"]] = item
-            continue
-        if change["id"] not in items:
-            raise invalid(f"No such subscription item: '{change['id']}'", f"{place}[id]", "resource_missing")
-        item = items[change["id"]]
-        if change.get("deleted"):
-            if not change.get("clear_usage"):
-                _leave_behind(call, subscription, item)
-            call.store.drop(call.account, "subscription_item", item["id"])
-            del items[item["id"]]
-            continue
-        item["metadata"] = merged_metadata(item["metadata"], change.get("metadata"))
-        if change.get("price", item["price"]) != item["price"]:
-            _leave_behind(call, subscription, item)
-            item["price"], item["_from"] = change["price"], call.now
-    _checked_prices(call, [item["price"] for item in items.values()])
-    for item in items.values():
-        call.put("subscription_item", item)
-
-
-def _leave_behind(call: Call, subscription: Document, item: Document) -> None:
-    if call.now > item["_from"] and subscription["status"] != "trialing":
-        segment = {"item": item["id"], "price": item["price"], "start": item["_from"], "end": call.now}
-        subscription["_pending"].append(segment)
 
 
 def _view(call: Call, subscription: Document) -> Document:

@@ -143,6 +143,12 @@ def test_the_async_sdk_works_too(account: Account) -> None:
     assert len(asyncio.run(walk())) == 2
 
 
+def test_a_request_that_is_not_text_is_refused(account: Account) -> None:
+    answer = account.sandbox.control.post("/v1/customers", content=b"name=\xff\xfe", headers=account.auth)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The request is not UTF-8."
+
+
 def test_the_control_calls_refuse_what_they_do_not_know(sandbox: Sandbox) -> None:
     for path, body in (
         ("clock", {"now": "soon"}),

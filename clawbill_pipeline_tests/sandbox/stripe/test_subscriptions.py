@@ -121,6 +121,9 @@ def test_backdated_over_whole_periods_those_are_billed_at_once(month: Sandbox) -
         ({"billing_cycle_anchor": 40 * DAY}, "billing_cycle_anchor"),
         ({"backdate_start_date": DAY}, "backdate_start_date"),
         ({"trial_end": -DAY}, "trial_end"),
+        ({"trial_end": 10**15}, "trial_end"),
+        ({"cancel_at": 10**15}, "cancel_at"),
+        ({"backdate_start_date": -30 * 365 * DAY}, "backdate_start_date"),
         ({"cancel_at": -DAY}, "cancel_at"),
     ],
 )
@@ -278,3 +281,30 @@ def test_deleting_a_customer_ends_the_subscriptions(account: Account) -> None:
     subscription, customer, _ = subscribed(account)
     account.v1.customers.delete(customer)
     assert account.v1.subscriptions.retrieve(subscription.id).status == "canceled"
+
+
+def test_items_may_be_changed_by_their_own_calls(month: Sandbox) -> None:
+    account = month.account()
+    subscription, customer, meter = subscribed(account)
+    start, end = period(subscription)
+    item = subscription["items"].data[0].id
+    account.use(customer, 100, start)
+    change = start + 10 * DAY
+    month.move_to(change)
+    items = account.v1.subscription_items
+    dearer, other = account.price(meter, unit_amount=3), account.price(meter, unit_amount=5)
+    account.v1.prices.update(subscription["items"].data[0].price.id, {"active": False})  # those in use may be archived
+    added = items.create({"subscription": subscription.id, "price": dearer.id, "metadata": {"service": "x"}})
+    assert (added.price.id, added.metadata.to_dict()) == (dearer.id, {"service": "x"})
+    assert items.update(added.id, {"price": other.id}).price.id == other.id
+    assert items.delete(item).deleted
+    account.use(customer, 10, change)
+    month.move_to(end + HOUR)
+    (invoice,) = invoices(account, subscription)
+    assert billed(invoice) == [(start, change, 100), (change, end, 10)]
+    assert [line.amount for line in invoice.lines.data] == [100, 50]
+    with pytest.raises(stripe.InvalidRequestError, match="items"):
+        items.delete(added.id)  # a subscription keeps one item at least
+    account.v1.subscriptions.cancel(subscription.id)
+    with pytest.raises(stripe.InvalidRequestError, match="canceled"):
+        items.update(added.id, {"metadata": {"a": "b"}})
