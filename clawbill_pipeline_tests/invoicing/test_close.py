@@ -14,6 +14,7 @@ from sqlalchemy import insert, text
 
 from clawbill_pipeline.catalog import Catalog, parse
 from clawbill_pipeline.catalog.closing import Closing
+from clawbill_pipeline.invoicing.adjustments import propose_adjustments
 from clawbill_pipeline.invoicing.booked import trial_end
 from clawbill_pipeline.invoicing.close import Closed, NotADraft, close_drafts, close_status, hold, release
 from clawbill_pipeline.ledger import Ledger
@@ -68,7 +69,15 @@ class Month:
                 self.inbox.land_body(str(event))
         self.inbox.apply()
 
-    def book(self, units: int = UNITS, *, revision: int = 1, state: str = "delivered", metered: bool = True) -> None:
+    def book(
+        self,
+        units: int = UNITS,
+        *,
+        revision: int = 1,
+        state: str = "delivered",
+        metered: bool = True,
+        planned_at: datetime = FROM,
+    ) -> None:
         """Puts the month's usage into the ledger, all in its first hour."""
         self.ledger.ensure_partitions([FROM])
         amount = Decimal(units) / 1_000_000
@@ -108,7 +117,7 @@ class Month:
             "event_timestamp": FROM,
             "payload": {},
             "payload_sha256": "x",
-            "planned_at": FROM,
+            "planned_at": planned_at,
             "state": state,
             "settled_at": FROM if state == "delivered" else None,
         }
@@ -249,6 +258,27 @@ def test_the_overview_shows_every_open_period(month: Month) -> None:
     assert old.finalizes_at == old.end + timedelta(hours=1)
     assert (running.start, running.invoice_id, running.metered, running.hours) == (old.end, None, 0, 720)
     assert close_status(month.ledger, month.catalog, now=month.now, tenant_id="nobody") == []
+
+
+def test_usage_after_the_invoice_is_proposed_as_an_adjustment_of_its_period(month: Month) -> None:
+    """PEERS.md, case 9: an event that is late by periods is never dropped in silence."""
+    month.book()
+    assert month.finalized() == "paid"
+    month.read()
+    assert propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_1").checks[0].passed
+
+    month.book(UNITS + 2_500_000, revision=2, planned_at=month.now)
+    result = propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_2")
+    (late,) = result.adjustments
+    assert (late.tenant_id, late.service, late.units, late.amount) == ("globex", "requests", 2_500_000, Decimal("2.5"))
+    assert (late.period_start, late.currency, result.written, result.checks[0].passed) == (FROM, "USD", 1, False)
+    assert propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_3").written == 0
+
+    month.book(UNITS, revision=3, planned_at=month.now)
+    result = propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_4")
+    assert (result.adjustments, result.written, result.checks[0].passed) == ((), 1, True)
+    kept = [row.detail["amount"] for row in month.inbox.rows("audit_trail", "id") if row.kind == "adjustment.proposed"]
+    assert kept == ["2.5", "0"]
 
 
 class Stood:
