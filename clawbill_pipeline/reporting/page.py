@@ -63,9 +63,13 @@ def page(report: Report) -> bytes:
         _adjustments(report),
         _quarantine(report),
     ]
-    title = escape(f"Billing differences {report.period}")
+    return document(f"Billing differences {report.period}", sections)
+
+
+def document(title: str, sections: Iterable[str]) -> bytes:
+    """A page of ``sections`` (HTML) in the reports' style."""
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
@@ -84,7 +88,7 @@ def _head(report: Report) -> str:
     ]
     return (
         f"<header><h1>Billing differences {escape(report.period)}</h1>"
-        f'<p class="quiet">Reconciled as of {_instant(report.as_of)} UTC</p>'
+        f'<p class="quiet">Reconciled as of {instant(report.as_of)} UTC</p>'
         f'<p class="verdict {"bad" if count else "good"}">{verdict}</p>'
         '<div class="cards">'
         + "".join(f'<div class="card"><b>{value:,}</b><span>{label}</span></div>' for label, value in cards)
@@ -94,7 +98,7 @@ def _head(report: Report) -> str:
 
 def _currency(report: Report, currency: str) -> str:
     def shown(value: Decimal) -> str:
-        return f"{_number(value)} {currency}"
+        return f"{number(value)} {currency}"
 
     days = [day for day in report.days if day.currency == currency]
     return (
@@ -115,7 +119,7 @@ def _waterfall(report: Report) -> str:
     for step in report.steps[:MOST_ROWS]:
         digits = exponent(step.currency) if step.currency else 2
         cells = "".join(
-            _amount(getattr(step, name), digits if name in ("invoiced_amount", "paid_amount") else None)
+            amount_cell(getattr(step, name), digits if name in ("invoiced_amount", "paid_amount") else None)
             for name, _ in _WATERFALL
         )
         broken = f'<td class="n{" loss" * bool(step.breaks)}">{step.breaks:,}</td>'
@@ -130,13 +134,13 @@ def _waterfall(report: Report) -> str:
             "rated_amount": None, "invoiced_amount": digits, "paid_amount": digits, "rounding": None
         }  # fmt: skip
         cells = "".join(
-            _amount(report.total(name, currency), known[name]) if name in known else "<td></td>"
+            amount_cell(report.total(name, currency), known[name]) if name in known else "<td></td>"
             for name, _ in _WATERFALL
         )
         totals.append(f'<tr><th scope="row" colspan="2">Total</th><td>{currency}</td>{cells}<td></td></tr>')
     heads = ["Tenant", "Service", "Currency", *(label for _, label in _WATERFALL), "Open breaks"]
     note = "Sent and held are in the currency for services billed by amount, in the service's unit otherwise."
-    return _table("Waterfall", heads, rows, len(report.steps), note, totals, left=3)
+    return table("Waterfall", heads, rows, len(report.steps), note, totals, left=3)
 
 
 def _breaks(report: Report) -> str:
@@ -144,7 +148,7 @@ def _breaks(report: Report) -> str:
     rows = [_break_row(b, report.as_of) for b in by_worth[:MOST_ROWS]]
     heads = ["Tenant", "Service", "Hour (UTC)", "Cause", "Quantity", "Amount", "Age", "Detail"]
     numeric = {"Quantity", "Amount", "Age"}
-    return _table("Open differences", heads, rows, len(by_worth), "Largest first.", numeric=numeric)
+    return table("Open differences", heads, rows, len(by_worth), "Largest first.", numeric=numeric)
 
 
 def _break_row(b: Break, as_of: datetime) -> str:
@@ -152,9 +156,9 @@ def _break_row(b: Break, as_of: datetime) -> str:
     standing = "" if b.standing == "fault" else f", {b.standing}"
     return (
         f'<tr><th scope="row">{escape(b.tenant_id)}</th><td>{escape(b.service)}</td>'
-        f"<td>{_instant(b.hour) if b.hour else 'whole period'}</td>"
-        f"<td>{escape(b.cause)}<small>{escape(b.step)}{standing}</small></td>{_amount(b.quantity)}"
-        f'<td class="n{loss}">{_number(b.amount)} {escape(b.currency or "")}</td>'
+        f"<td>{instant(b.hour) if b.hour else 'whole period'}</td>"
+        f"<td>{escape(b.cause)}<small>{escape(b.step)}{standing}</small></td>{amount_cell(b.quantity)}"
+        f'<td class="n{loss}">{number(b.amount)} {escape(b.currency or "")}</td>'
         f'<td class="n">{_age(b.first_seen, as_of)}</td><td class="w">{escape(b.detail)}</td></tr>'
     )
 
@@ -167,7 +171,7 @@ def _causes(report: Report) -> str:
     for cause in found:
         of = [b for b in report.open if b.cause == cause]
         worth = ", ".join(
-            f"{_number(total(b.amount for b in of if b.currency == currency))} {currency}"
+            f"{number(total(b.amount for b in of if b.currency == currency))} {currency}"
             for currency in sorted({b.currency for b in of if b.currency})
         )
         rows.append(
@@ -176,7 +180,7 @@ def _causes(report: Report) -> str:
         )
     steps = "".join(f"<p><b>{step}</b>: {escape(meaning)}</p>" for step, meaning in STEPS.items())
     heads = ["Cause", "Count", "Amount", "Meaning"]
-    return _table("What the causes mean", heads, rows, len(found), "", numeric={"Count", "Amount"}) + (
+    return table("What the causes mean", heads, rows, len(found), "", numeric={"Count", "Amount"}) + (
         f'<div class="quiet">{steps}</div>'
     )
 
@@ -185,15 +189,15 @@ def _adjustments(report: Report) -> str:
     if not report.adjustments:
         return ""
     rows = [
-        f'<tr><th scope="row">{escape(a.tenant_id)}</th><td>{escape(a.service)}</td><td>{_instant(a.window_start)}</td>'
-        f'<td>{a.reason}</td><td class="n">{a.revision}</td>{_amount(a.quantity)}{_amount(a.amount)}'
-        f"{_amount(a.change)}<td>{escape(a.currency)}</td><td>{_instant(a.rated_at)}</td></tr>"
+        f'<tr><th scope="row">{escape(a.tenant_id)}</th><td>{escape(a.service)}</td><td>{instant(a.window_start)}</td>'
+        f'<td>{a.reason}</td><td class="n">{a.revision}</td>{amount_cell(a.quantity)}{amount_cell(a.amount)}'
+        f"{amount_cell(a.change)}<td>{escape(a.currency)}</td><td>{instant(a.rated_at)}</td></tr>"
         for a in report.adjustments[:MOST_ROWS]
     ]
     heads = ["Tenant", "Service", "Hour (UTC)", "Reason", "Revision", "New quantity", "New amount", "Change",
              "Currency", "Rated (UTC)"]  # fmt: skip
     numeric = {"Revision", "New quantity", "New amount", "Change"}
-    return _table("Late and adjusted", heads, rows, len(report.adjustments), "", numeric=numeric)
+    return table("Late and adjusted", heads, rows, len(report.adjustments), "", numeric=numeric)
 
 
 def _quarantine(report: Report) -> str:
@@ -205,10 +209,10 @@ def _quarantine(report: Report) -> str:
         for q in report.quarantined[:MOST_ROWS]
     ]
     heads = ["Tenant", "File", "Place", "Reason", "What is wrong, and how to mend it"]
-    return _table("Quarantine", heads, rows, len(report.quarantined), "")
+    return table("Quarantine", heads, rows, len(report.quarantined), "")
 
 
-def _table(
+def table(
     title: str,
     heads: Sequence[str],
     rows: Sequence[str],
@@ -238,11 +242,11 @@ def _table(
     )
 
 
-def _amount(value: Any, digits: int | None = None) -> str:
-    return f'<td class="n">{"–" if value is None else _number(value, digits)}</td>'
+def amount_cell(value: Any, digits: int | None = None) -> str:
+    return f'<td class="n">{"–" if value is None else number(value, digits)}</td>'
 
 
-def _number(value: Decimal, digits: int | None = None) -> str:
+def number(value: Decimal, digits: int | None = None) -> str:
     """A number for people: thousands apart, in full, or with a fixed number of decimals where it has no more."""
     if digits is not None and rounded(value, digits) == value:
         return f"{rounded(value, digits):,f}"
@@ -251,7 +255,7 @@ def _number(value: Decimal, digits: int | None = None) -> str:
     return f"{sign}{int(whole.lstrip('-')):,}{'.' if decimals else ''}{decimals}"
 
 
-def _instant(at: datetime) -> str:
+def instant(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M}"
 
 
