@@ -6,16 +6,35 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import stripe
 
 from clawbill_pipeline_tests.sandbox.stripe.server import HOUR, START, Account, Sandbox, receiving
 
+Launch: TypeAlias = Callable[..., Sandbox]
 
-def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "state")
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Starts sandboxes by the name of their folder; those that still run are stopped, however the test ends."""
+    started: list[Sandbox] = []
+
+    def start(name: str, now: int | None = START) -> Sandbox:
+        started.append(Sandbox(tmp_path / name, now))
+        return started[-1]
+
+    yield start
+    for sandbox in started:
+        if sandbox.process.poll() is None:
+            sandbox.stop()
+
+
+def test_a_kill_loses_nothing_that_was_answered(launch: Launch) -> None:
+    sandbox = launch("state")
     account = sandbox.account()
     meter, customer = account.meter().id, account.customer()
     answered: list[list[str]] = [[] for _ in range(4)]
@@ -50,11 +69,10 @@ def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     for identifier in (lane[-1] for lane in answered if lane):
         with pytest.raises(stripe.InvalidRequestError, match="already exists"):
             account.use(customer, 1, identifier=identifier)
-    sandbox.stop()
 
 
-def test_deliveries_that_waited_go_out_after_a_kill(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "state")
+def test_deliveries_that_waited_go_out_after_a_kill(launch: Launch) -> None:
+    sandbox = launch("state")
     with receiving("whsec_x") as receiver:
         receiver.answer = lambda: 500
         # Without a key: the events of all accounts.
@@ -67,11 +85,10 @@ def test_deliveries_that_waited_go_out_after_a_kill(tmp_path: Path) -> None:
         sandbox.start()
         assert account.flush() == {"delivered": 1, "failed": 0, "pending": 0}
         assert receiver.types == ["customer.created"]
-    sandbox.stop()
 
 
-def test_the_set_clock_and_what_is_due_survive(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "state")
+def test_the_set_clock_and_what_is_due_survive(launch: Launch) -> None:
+    sandbox = launch("state")
     account = sandbox.account()
     price = account.price(account.meter().id)
     account.v1.subscriptions.create({"customer": account.customer(), "items": [{"price": price.id}]})
@@ -82,11 +99,10 @@ def test_the_set_clock_and_what_is_due_survive(tmp_path: Path) -> None:
     assert sandbox.control.post("/_sandbox/clock", json={"now": START}).status_code == 400
     assert sandbox.move_to(START + 32 * 24 * HOUR) == 2
     assert [invoice.status for invoice in account.v1.invoices.list().data] == ["paid"]
-    sandbox.stop()
 
 
-def test_without_a_set_clock_things_happen_with_the_wall(tmp_path: Path) -> None:
-    sandbox = Sandbox(tmp_path / "state", now=None)
+def test_without_a_set_clock_things_happen_with_the_wall(launch: Launch) -> None:
+    sandbox = launch("state", None)
     account = sandbox.account()
     account.set(invoice_grace_seconds=0)
     assert abs(sandbox.now() - time.time()) < 600
@@ -94,7 +110,6 @@ def test_without_a_set_clock_things_happen_with_the_wall(tmp_path: Path) -> None
     account.v1.invoices.create(params)
     while not account.v1.invoices.list({"status": "paid"}).data:  # pytest's timeout ends a wait in vain
         time.sleep(0.05)
-    sandbox.stop()
 
 
 def test_a_folder_has_one_process(fresh: Sandbox) -> None:
@@ -114,10 +129,10 @@ def test_a_port_that_is_taken_is_said(fresh: Sandbox, tmp_path: Path) -> None:
     assert "Traceback" not in second.stderr
 
 
-def test_the_same_calls_make_the_same_ids(tmp_path: Path) -> None:
+def test_the_same_calls_make_the_same_ids(launch: Launch) -> None:
     seen = []
     for run in "ab":
-        sandbox = Sandbox(tmp_path / run)
+        sandbox = launch(run)
         account = Account(sandbox, "sk_test_same")
         price = account.price(account.meter().id)
         customer = account.customer()
@@ -128,5 +143,4 @@ def test_the_same_calls_make_the_same_ids(tmp_path: Path) -> None:
         for event in events:
             event.pop("request")
         seen.append(events)
-        sandbox.stop()
-    assert seen[0] == seen[1]
+        assert seen[0] == seen[1]
