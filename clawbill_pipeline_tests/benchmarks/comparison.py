@@ -2,7 +2,8 @@
 
 ``python -m clawbill_pipeline_tests.benchmarks.comparison [--rows 5000000] [--no-pandas]``: both sides have that many
 rows, of which one in a thousand is missing on the right and one in a thousand differs. Rounds take turns; medians
-count, of wall time and of processor time, which says more on a busy machine. Also timed: the comparison of all five steps, which is four such comparisons over twice as many tables.
+count, of wall time and of processor time, which says more on a busy machine. Also timed: the comparison of all five
+steps, which sums four tables by hour and joins what differs.
 """
 
 from __future__ import annotations
