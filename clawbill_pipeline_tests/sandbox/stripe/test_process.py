@@ -143,4 +143,4 @@ def test_the_same_calls_make_the_same_ids(launch: Launch) -> None:
         for event in events:
             event.pop("request")
         seen.append(events)
-        assert seen[0] == seen[1]
+    assert seen[0] == seen[1]
