@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from clawbill_pipeline.ledger.waterfall import Step
 
 #: Commands that are a file of their own in commands/: name → module and attribute, loaded when they are called.
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "close": "clawbill_pipeline.commands.close:close",
+    "explain": "clawbill_pipeline.commands.explain:explain",
+    "outbox": "clawbill_pipeline.commands.outbox:outbox",
+    "simulate": "clawbill_pipeline.commands.simulate:simulate",
+    "webhooks": "clawbill_pipeline.commands.webhooks:webhooks",
+}
 
 
 def main() -> None:
@@ -333,8 +339,8 @@ def waterfall_table(steps: list[Step]) -> str:
     rows = [
         (
             step.tenant_id, step.service, _short(step.metered_quantity), step.currency or "-",
-            _short(step.rated_amount), _short(step.sent), _short(step.held_by_stripe), _billed(step.invoiced_amount, step.currency),
-            _billed(step.paid_amount, step.currency), str(step.breaks),
+            _short(step.rated_amount), _short(step.sent), _short(step.held_by_stripe),
+            _billed(step.invoiced_amount, step.currency), _billed(step.paid_amount, step.currency), str(step.breaks),
         )
         for step in steps
     ]  # fmt: skip

@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
+from clawbill_pipeline.catalog.closing import Closing
+from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import Period, period_at, period_of_month, utc_hour
 from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
@@ -232,6 +234,8 @@ class Catalog(Closed):
     start: Annotated[Instant, AfterValidator(_on_the_hour)] = Field(description="First hour that is metered.")
     product: str = "OpenClaw Usage"
     calendar: Calendar = Calendar()
+    dunning: Dunning = Dunning()
+    closing: Closing = Closing()
     rating: Rating = Rating()
     delivery: Delivery = Delivery()
     sources: tuple[Source, ...] = ()

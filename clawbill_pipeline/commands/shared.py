@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +15,9 @@ import click
 from clawbill_pipeline.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from clawbill_pipeline.catalog import Catalog
     from clawbill_pipeline.ledger import Ledger
+    from clawbill_pipeline.stripe_api import StripeApi
 
 HOME = Path(".clawbill")
 #: Names the state folder last used, so that a look at the results needs no option.
@@ -64,6 +68,40 @@ def database(state: Path | None) -> Iterator[Settings]:
         )
     with embedded.serving(folder) as server:
         yield settings.model_copy(update={"database_url": SecretStr(server.url())})
+
+
+def catalog_of(settings: Settings) -> Catalog:
+    """The checked catalogue of these settings. Raises CatalogError."""
+    from clawbill_pipeline.catalog import load
+
+    return load(settings.catalog_file)
+
+
+def stripe_of(settings: Settings) -> StripeApi:
+    """The way to Stripe; a live key only where the catalogue allows it. Raises SettingsError."""
+    from clawbill_pipeline.stripe_api import StripeApi
+
+    return StripeApi(settings.need_stripe(live_allowed=catalog_of(settings).live), settings.stripe_api_base)
+
+
+def now_of(settings: Settings) -> datetime:
+    """What time it is for these settings."""
+    from clawbill_pipeline.clock import clock_of
+
+    return clock_of(settings.clock)()
+
+
+def who() -> str:
+    """The name that goes into the audit trail."""
+    return f"{getpass.getuser()} (clawbill)"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A text table, columns as wide as they need to be."""
+    cells = [tuple("-" if cell is None else str(cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in (tuple(head), *cells)) for column in range(len(head))]
+    lines = (head, tuple("-" * width for width in widths), *cells)
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 @contextmanager

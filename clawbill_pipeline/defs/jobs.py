@@ -25,9 +25,22 @@ late_billing = dg.define_asset_job(
 )
 stripe_events = dg.define_asset_job(
     "stripe_events",
-    selection=["stripe_invoices", "tenant_standing"],
+    selection=["stripe_invoices", "invoice_drafts", "tenant_standing"],
     executor_def=dg.in_process_executor,
-    description="Handles Stripe events that the webhook landed.",
+    description="Handles Stripe events that the webhook landed, and looks at the drafts they brought.",
+)
+#: What is due by the clock alone: drafts whose usage was still on its way, dunning, statuses to be told again.
+open_matters = dg.define_asset_job(
+    "open_matters",
+    selection=["invoice_drafts", "tenant_standing"],
+    executor_def=dg.in_process_executor,
+    description="Looks again at drafts and standings that wait for time to pass.",
+)
+stripe_sweep = dg.define_asset_job(
+    "stripe_sweep",
+    selection=["stripe_event_inbox"],
+    executor_def=dg.in_process_executor,
+    description="Lands the events that the webhook missed.",
 )
 reconciliation = dg.define_asset_job(
     "reconciliation",
@@ -41,4 +54,13 @@ stripe_provisioning = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     description="Makes Stripe match the catalogue.",
 )
-JOBS = [landing, hourly_billing, late_billing, stripe_events, reconciliation, stripe_provisioning]
+JOBS = [
+    landing,
+    hourly_billing,
+    late_billing,
+    stripe_events,
+    open_matters,
+    stripe_sweep,
+    reconciliation,
+    stripe_provisioning,
+]

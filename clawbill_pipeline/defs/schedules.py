@@ -1,11 +1,11 @@
-"""Schedules: the hour after its lag, and a daily reconciliation of every period that is still open."""
+"""Schedules: the hour after its lag, drafts and missed events in between, and every open period once a day."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
 from clawbill_pipeline.defs.environment import catalog_at_load
-from clawbill_pipeline.defs.jobs import hourly_billing, reconciliation
+from clawbill_pipeline.defs.jobs import hourly_billing, open_matters, reconciliation, stripe_sweep
 from clawbill_pipeline.defs.partitions import periods
 
 _lag = int(catalog_at_load().calendar.metering_lag.total_seconds() // 60)
@@ -28,4 +28,19 @@ def daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         yield dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}-{period}", partition_key=period)
 
 
-SCHEDULES = [hourly, daily]
+open_matters_again = dg.ScheduleDefinition(
+    name="open_matters",
+    job=open_matters,
+    cron_schedule="*/10 * * * *",
+    description="A draft has an hour at least before Stripe finalises it: ten minutes are soon enough.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+sweep = dg.ScheduleDefinition(
+    name="sweep",
+    job=stripe_sweep,
+    cron_schedule="40 * * * *",
+    description="Looks a day back for events that the webhook missed.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+SCHEDULES = [hourly, daily, open_matters_again, sweep]

@@ -4,6 +4,7 @@ import dagster as dg
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_event_inbox import stripe_event_inbox
 from clawbill_pipeline.defs.assets.stripe_usage_records import stripe_usage_records
 from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
 from clawbill_pipeline.invoicing.inbox import apply_events
@@ -18,7 +19,7 @@ class Inbox(dg.Config):
 
 
 @dg.asset(
-    deps=[dg.AssetDep(stripe_usage_records, partition_mapping=dg.AllPartitionMapping())],
+    deps=[stripe_event_inbox, dg.AssetDep(stripe_usage_records, partition_mapping=dg.AllPartitionMapping())],
     group_name="invoicing",
     kinds={"stripe", "postgres"},
     owners=[FINANCE],

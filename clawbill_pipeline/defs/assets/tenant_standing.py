@@ -2,9 +2,11 @@
 
 import dagster as dg
 
+from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
 from clawbill_pipeline.defs.presentation import FINANCE, check, materialized, specs, table
+from clawbill_pipeline.invoicing.dunning import advance_standing
 from clawbill_pipeline.invoicing.standing import report_standing
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.openclaw import OpenClaw
@@ -20,9 +22,15 @@ from clawbill_pipeline.openclaw import OpenClaw
 )
 def tenant_standing(
     context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
     ledger: dg.ResourceParam[Ledger],
     openclaw: dg.ResourceParam[OpenClaw],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
-    """Standing by tenant with its whole history; changes that OpenClaw hasn't heard of are told to it."""
-    return materialized(report_standing(ledger, openclaw, now=clock(), run_id=context.run_id))
+    """Standing by tenant with its whole history: moved by Stripe's events, and by the catalogue's days of dunning.
+
+    Changes that OpenClaw hasn't heard of are told to it.
+    """
+    now = clock()
+    advanced = advance_standing(ledger, catalog.dunning, now=now)
+    return materialized(advanced, report_standing(ledger, openclaw, now=now, run_id=context.run_id))

@@ -182,7 +182,9 @@ class _Play:
         grace = self.catalog.calendar.stripe_grace
         self.say(f"closing {period.key}: Stripe drafts, finalises and charges the invoices")
         sandbox_call(self.stripe, "/_sandbox/settings", {"invoice_grace_seconds": int(grace.total_seconds())})
-        self._move(period.end + self.catalog.calendar.late_window)
+        # Drafted, and compared with the ledger before the grace is over.
+        self._move(period.end + self.catalog.calendar.metering_lag)
+        self._webhooks()
         self._move(period.end + grace + HOUR)
         self._webhooks()
 

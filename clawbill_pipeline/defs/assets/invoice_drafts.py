@@ -1,0 +1,42 @@
+"""Draft invoices, compared with the ledger before they go out: released, or held. How is in invoicing/close."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
+from clawbill_pipeline.defs.presentation import FINANCE, check, columns, materialized, specs
+from clawbill_pipeline.invoicing.close import close_drafts
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.stripe_api import StripeApi
+
+
+@dg.asset(
+    deps=[stripe_invoices],
+    group_name="invoicing",
+    kinds={"stripe", "postgres"},
+    owners=[FINANCE],
+    check_specs=specs(
+        "invoice_drafts",
+        check("drafts_agree_with_ledger", "Every draft invoice bills what the ledger has, service by service."),
+        check("close_decisions_done", "Stripe did what was decided."),
+    ),
+    metadata=columns(
+        at="timestamptz: When it was decided",
+        kind="text: close.compared, close.hold, close.release or close.done",
+        tenant_id="text: Whose invoice it is",
+        subject="text: Stripe invoice",
+        detail="jsonb: What differed, who decided and why",
+    ),
+)
+def invoice_drafts(
+    context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
+    ledger: dg.ResourceParam[Ledger],
+    stripe: dg.ResourceParam[StripeApi],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """Each draft's lines against the ledger. One that agrees goes out; one that differs is held at Stripe, with its
+    cause, until it agrees or a person decides. Every decision is in the audit trail before Stripe is asked.
+    """
+    return materialized(close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run_id))
