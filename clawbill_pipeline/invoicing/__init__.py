@@ -1,5 +1,7 @@
 """Station 5: what Stripe says. Landed events become invoices, their lines, and how each tenant stands.
 
-``landing`` is the inbox that the webhook and the sweep write, ``events`` reads what an event says, ``inbox`` applies
-it, ``standing`` moves the tenants and tells OpenClaw.
+Events: the webhook and ``sweep`` write the inbox by ``landing``; ``events`` reads what one says, ``inbox`` applies it
+with what ``fetching`` asks Stripe for, ``rows`` are its tables. Standing: ``states`` is the machine, ``dunning`` what
+time does, ``standing`` the report to OpenClaw. The close: ``draft`` judges, ``booked`` reads what it judges by,
+``close`` acts on it, and ``adjustments`` are for what came too late.
 """

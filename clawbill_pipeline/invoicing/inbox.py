@@ -101,6 +101,32 @@ def apply_events(
     return work.result()
 
 
+def apply_failed_again(
+    ledger: Ledger, catalog: Catalog, api: StripeApi | None, *, now: datetime, run_id: str
+) -> Applied:
+    """Tries every event that failed once more, after what it failed on was mended.
+
+    One that is applied now is noted in the audit trail as ``stripe_event.applied_again``; its failure stays on record.
+    Raises LedgerError.
+    """
+    failed = (
+        select(stripe_events)
+        .join(stripe_events_handled, stripe_events_handled.c.inbox_id == stripe_events.c.id)
+        .where(stripe_events_handled.c.outcome == "failed", not_(_applied_again(stripe_events.c.event_id)))
+    )
+    with ledger.transaction() as connection:
+        rows = connection.execute(failed.order_by(stripe_events.c.id)).all()
+    work = _Work(ledger, catalog, api, now, run_id, again=True)
+    for row in rows:
+        work.handle(row)
+    return work.result()
+
+
+def _applied_again(event_id: Any) -> Any:
+    kept = audit_trail.c
+    return select(kept.id).where(kept.kind == "stripe_event.applied_again", kept.subject == event_id).exists()
+
+
 _not_handled = not_(
     select(stripe_events_handled.c.inbox_id).where(stripe_events_handled.c.inbox_id == stripe_events.c.id).exists()
 )
@@ -123,8 +149,18 @@ def _unhandled(ledger: Ledger, through: int | None) -> Iterator[Event]:
 class _Work:
     """One call of apply_events: its way to Stripe and its counts."""
 
-    def __init__(self, ledger: Ledger, catalog: Catalog, api: StripeApi | None, now: datetime, run_id: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        catalog: Catalog,
+        api: StripeApi | None,
+        now: datetime,
+        run_id: str,
+        *,
+        again: bool = False,
+    ) -> None:
         self._ledger = ledger
+        self._again = again
         self._stripe = Stripe(api) if api else None
         self._now = now
         self._run_id = run_id
@@ -223,7 +259,7 @@ class _Work:
 
     def _record(self, row: Event, change: Change | None, current: Invoice | None) -> None:
         with self._ledger.transaction() as connection:
-            if not _ours(connection, row.id):
+            if not self._ours(connection, row):
                 return
             if isinstance(change, Notes):
                 outcome, detail = self._keep_notes(connection, row, change)
@@ -241,14 +277,27 @@ class _Work:
 
     def _record_failure(self, row: Event, reason: str) -> None:
         with self._ledger.transaction() as connection:
-            if _ours(connection, row.id):
+            if self._ours(connection, row):
                 self._note(connection, row, "failed", reason)
                 self._problems.append(f"{row.event_id} ({row.type}) failed: {reason}")
 
+    def _ours(self, connection: Connection, row: Event) -> bool:
+        """Whether the event is still to be handled, and ours until the transaction ends."""
+        lock_inbox(connection)
+        if self._again:
+            return not connection.scalar(select(_applied_again(row.event_id)))
+        handled = stripe_events_handled.c.inbox_id
+        return connection.scalar(select(handled).where(handled == row.id)) is None
+
     def _note(self, connection: Connection, row: Event, outcome: Outcome, detail: str) -> None:
-        note = {"inbox_id": row.id, "outcome": outcome, "detail": detail, "handled_at": self._now}
-        connection.execute(insert(stripe_events_handled).values(note | {"run_id": self._run_id}))
         self._counts[outcome] += 1
+        if not self._again:
+            note = {"inbox_id": row.id, "outcome": outcome, "detail": detail, "handled_at": self._now}
+            connection.execute(insert(stripe_events_handled).values(note | {"run_id": self._run_id}))
+        elif outcome != "failed":
+            said = {"outcome": outcome, "detail": detail, "run_id": self._run_id}
+            note = {"at": self._now, "kind": "stripe_event.applied_again", "subject": row.event_id, "detail": said}
+            connection.execute(insert(audit_trail).values(note))
 
     def _keep_notes(self, connection: Connection, row: Event, change: Notes) -> tuple[Outcome, str]:
         tenant_id = self._tenant(connection, change.customer_id) if change.customer_id else None
@@ -328,13 +377,6 @@ class _Work:
                 owing = debts(connection, row.tenant_id, self._now)
                 signals = (*of_subscription(status, in_debt=bool(owing)), *owing)
                 self._move(connection, row.tenant_id, signals, row.created, f"mapped:{row.customer_id}")
-
-
-def _ours(connection: Connection, inbox_id: int) -> bool:
-    """Whether the event is ours to handle, until the transaction ends."""
-    lock_inbox(connection)
-    handled = stripe_events_handled.c.inbox_id
-    return connection.scalar(select(handled).where(handled == inbox_id)) is None
 
 
 def _subscriptions_without_standing(connection: Connection) -> Sequence[Event]:

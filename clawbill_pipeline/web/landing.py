@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,8 @@ import psycopg
 from sqlalchemy import Engine
 
 from clawbill_pipeline.invoicing.landing import INSERT, Landed, insert_values
+
+log = logging.getLogger(__name__)
 
 #: Events in one commit, and events that may wait for theirs: each can be as large as the webhook takes.
 BATCH, QUEUE = 100, 500
@@ -31,6 +34,7 @@ class InboxWriter:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._waiting: list[tuple[Landed, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._is_away = False
 
     async def land(self, row: Landed) -> None:
         """Returns when ``row`` is committed, or was before. Raises InboxAway."""
@@ -72,12 +76,19 @@ class InboxWriter:
             except (psycopg.Error, OSError, TimeoutError) as error:
                 await self._disconnect()
                 if fresh or isinstance(error, TimeoutError):
-                    return InboxAway(type(error).__name__)
+                    return self._away(type(error).__name__)
                 fresh = True
             else:
+                self._is_away = False
                 self._counts["landed"] += new
                 self._counts["seen_before"] += len(rows) - new
                 return None
+
+    def _away(self, why: str) -> InboxAway:
+        if not self._is_away:  # once an outage, not once an event
+            log.warning("webhook: events can't be stored (%s); Stripe is asked to send them again", why)
+        self._is_away = True
+        return InboxAway(why)
 
     async def _write(self, rows: list[Landed]) -> int:
         if self._connection is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
@@ -70,7 +71,12 @@ def from_this_machine(request: Request) -> bool:
     """Whether both ends of the connection and the name it was made under are this machine's own."""
     ends = [request.client.host if request.client else "", (request.scope.get("server") or ("",))[0]]
     proxied = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
-    return not proxied and all(map(_is_loopback, ends)) and is_loopback(request.url.hostname or "")
+    try:
+        # Not request.url: where the header is no host, that falls back on the server's own address.
+        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return False
+    return not proxied and all(map(_is_loopback, ends)) and is_loopback(name)
 
 
 def is_loopback(host: str) -> bool:

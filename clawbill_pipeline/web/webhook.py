@@ -6,7 +6,6 @@ Cheap refusals come first: size, headers, signature, JSON, then the database. Wh
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -19,8 +18,6 @@ from stripe import SignatureVerificationError, WebhookSignature
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.invoicing.landing import Landed, NotAnEvent, read_envelope
 from clawbill_pipeline.web.landing import InboxAway, InboxWriter
-
-log = logging.getLogger(__name__)
 
 #: Stripe's events are some kilobytes; an invoice embeds ten lines at most.
 MAX_BODY = 1_000_000
@@ -61,8 +58,7 @@ class Webhook:
             await self._writer.land(self._event(body, request.headers))
         except Refused as refusal:
             return self._refuse(refusal.status, refusal.reason, str(refusal))
-        except InboxAway as away:
-            log.warning("webhook: event not stored: %s", away)
+        except InboxAway:
             return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "database_away", "not stored; send it again")
         return PlainTextResponse("stored")
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import text
 
-from clawbill_pipeline.invoicing.inbox import pending_events
-from clawbill_pipeline_tests.invoicing.conftest import Inbox
+from clawbill_pipeline.invoicing.inbox import apply_failed_again, pending_events
+from clawbill_pipeline_tests.invoicing.conftest import NOW, Inbox
 from clawbill_pipeline_tests.invoicing.objects import END, invoice, line, subscription
 
 LATER = END + 3600
@@ -125,6 +126,25 @@ def test_a_bad_event_fails_alone(inbox: Inbox) -> None:
     assert (result.failed, len(result.problems)) == (4, 4)
     assert result.problems[0].startswith("evt_1 (invoice.created) failed: currency")
     assert not result.checks[0].passed
+
+
+def test_a_failed_event_is_tried_again_once_its_cause_is_mended(inbox: Inbox) -> None:
+    thin = {"object": "v2.core.event", "id": "evt_t", "type": "v1.invoice.paid", "livemode": False}
+    inbox.land_body(json.dumps(thin | {"created": "2026-11-01T01:00:00Z"}))
+    inbox.land("invoice.paid", invoice("paid", lines=[line(currency="x")]))
+    inbox.apply()
+    again = apply_failed_again(inbox.ledger, inbox.catalog, None, now=NOW, run_id="run_2")
+    assert (again.failed, again.applied) == (2, 0)
+    with inbox.ledger.transaction() as connection:  # as if an earlier version had not been able to read it
+        connection.execute(text("ALTER TABLE stripe_events DISABLE TRIGGER USER"))
+        connection.execute(text("UPDATE stripe_events SET body = replace(body, '\"x\"', '\"usd\"')"))
+        connection.execute(text("ALTER TABLE stripe_events ENABLE TRIGGER USER"))
+    again = apply_failed_again(inbox.ledger, inbox.catalog, None, now=NOW, run_id="run_3")
+    assert (again.failed, again.applied, again.invoices) == (1, 1, 1)
+    assert inbox.rows("invoices")[0].status == "paid"
+    again = apply_failed_again(inbox.ledger, inbox.catalog, None, now=NOW, run_id="run_4")
+    assert (again.failed, again.applied) == (1, 0)
+    assert inbox.outcomes() == ["failed", "failed"]
 
 
 def test_an_event_without_a_handler_is_kept_and_shown(inbox: Inbox) -> None:

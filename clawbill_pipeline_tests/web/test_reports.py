@@ -87,7 +87,8 @@ def test_a_file_that_changed_or_went_is_not_served(web: Web) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Host": "evil.example"}, {"X-Forwarded-For": "10.0.0.1"}, {"Forwarded": "for=10.0.0.1"}]
+    "headers",
+    [{"Host": "evil.example"}, {"Host": "[::1"}, {"X-Forwarded-For": "10.0.0.1"}, {"Forwarded": "for=10.0.0.1"}],
 )
 def test_only_this_machine_is_served(web: Web, headers: dict[str, str]) -> None:
     register(web, "diff.csv", b"x")
