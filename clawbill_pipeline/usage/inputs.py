@@ -84,6 +84,10 @@ class Input(Protocol):
         """Stays the same as long as the input does; None where nothing cheap can tell that."""
         ...
 
+    def line_at(self, number: int, offset: int) -> Line:
+        """The line that a place in quarantine names. Raises InputFault where it is gone, and errors as ``blocks``."""
+        ...
+
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[Block]:
         """What is new after ``landed``, in order. ``finished``: no writer will complete a half line at the end.
 

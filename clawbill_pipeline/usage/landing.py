@@ -29,7 +29,7 @@ from clawbill_pipeline.results import Check
 from clawbill_pipeline.usage.bulk import repeated
 from clawbill_pipeline.usage.events import Judge
 from clawbill_pipeline.usage.inputs import Input, InputFault, Landing
-from clawbill_pipeline.usage.quarantine import Entry, masked, set_aside
+from clawbill_pipeline.usage.quarantine import WHOLE, Entry, masked, set_aside
 from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
 from clawbill_pipeline.usage.sources import inputs
 
@@ -63,9 +63,9 @@ def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id:
     ``finished`` says that no writer is at work: a last line without its line feed is complete as it is. Workers that
     land at once wait for one another, source by source. An input that can't be read stops no other one.
     """
-    total = _Total()
+    total = Total()
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as writer:
-        run = _Run(lake, ledger, Judge(catalog, now), now, run_id, finished, readers, writer, total)
+        run = Run(lake, ledger, Judge(catalog, now), now, run_id, finished, readers, writer, total)
         for source in catalog.sources:
             run.source(source, catalog.folder)
     return total.result()
@@ -73,10 +73,14 @@ def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id:
 
 # --- writing -------------------------------------------------------------------------------------------------------
 
-_LANDED = text("SELECT id, position, size, sha256 FROM landings WHERE source = :source AND uri = :uri ORDER BY id")
-_NEWEST = text("""
-    SELECT DISTINCT ON (uri) uri, id, size FROM landings WHERE source = :source ORDER BY uri, id DESC
-""")
+_LANDED = text(
+    "SELECT id, position, size, sha256 FROM landings "
+    "WHERE source = :source AND uri = :uri AND position NOT LIKE 'replay of %' ORDER BY id"
+)
+_NEWEST = text(
+    "SELECT DISTINCT ON (uri) uri, id, size FROM landings "
+    "WHERE source = :source AND position NOT LIKE 'replay of %' ORDER BY uri, id DESC"
+)
 _LAND = text("""
     INSERT INTO landings (source, uri, position, size, sha256, lines, event_lines, events, quarantined, skipped,
                           landed_at, run_id)
@@ -90,7 +94,7 @@ _LAND_HOUR = text(
 
 
 @dataclass
-class _Run:
+class Run:
     """One call of ``land``: what it works with, and what it has come to."""
 
     lake: Lake
@@ -101,10 +105,10 @@ class _Run:
     finished: bool
     readers: ThreadPoolExecutor
     writer: ThreadPoolExecutor
-    total: _Total
+    total: Total
 
     def source(self, source: Source, folder: Path) -> None:
-        unchanged = _Unchanged(self.lake, source.name)
+        unchanged = Unchanged(self.lake, source.name)
         with self.ledger.transaction() as connection:
             newest = {row.uri: (row.id, row.size) for row in connection.execute(_NEWEST, {"source": source.name})}
         try:
@@ -119,10 +123,11 @@ class _Run:
             self.total.problem("unreadable", source.name, source.path, str(error))
         unchanged.keep()
 
-    def input(self, source: str, input: Input, unchanged: _Unchanged) -> None:
+    def input(self, source: str, input: Input, unchanged: Unchanged) -> None:
         done: list[Batch] = []
         fault: InputFault | None = None
         stamp = input.stamp()
+        before: int | None = None
         newest: int | None = None
         reader = Reader(source, input, self.judge)
         try:
@@ -130,11 +135,11 @@ class _Run:
                 lock(connection, "usage", source)
                 found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
                 landed = [Landing(*row) for row in found]
-                newest = landed[-1].id if landed else None
+                before = newest = landed[-1].id if landed else None
                 files: deque[Future[None]] = deque()
                 try:
                     for batch in batches(input, landed, reader, self.readers, self.finished):
-                        landing_id = self._write(connection, source, input, batch, files)
+                        landing_id = self.write(connection, source, input, batch, files)
                         if landing_id is not None:
                             newest = landing_id
                             done.append(batch)
@@ -145,7 +150,7 @@ class _Run:
                 while files:  # all must be on disk before the ledger says so
                     files.popleft().result()
         except InputFault as caught:
-            fault, done = caught, []
+            fault, done, newest = caught, [], before
         for batch in done:
             self.total.add(batch)
         if fault is None:
@@ -156,11 +161,11 @@ class _Run:
         else:
             self.total.problem(fault.reason, source, input.uri, fault.detail)
             raw = masked(fault.raw)
-            entry = Entry(source, input.uri, fault.place, fault.reason, "file", fault.detail, raw, None, None)
+            entry = Entry(source, input.uri, fault.place, fault.reason, WHOLE, fault.detail, raw, None, newest)
             with self.ledger.transaction() as connection:
                 set_aside(connection, [entry], self.now)
 
-    def _write(
+    def write(
         self, connection: Connection, source: str, input: Input, batch: Batch, files: deque[Future[None]]
     ) -> int | None:
         """Writes one landing; its id, or None where just this was landed before. Lets go of the batch's events."""
@@ -231,7 +236,7 @@ def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Se
 # --- what is known -------------------------------------------------------------------------------------------------
 
 
-class _Unchanged:
+class Unchanged:
     """Which inputs need no look, since they are what they were when all of them had been read. A cache, no more:
 
     without it every input is compared with what was landed of it, byte by byte.
@@ -262,7 +267,7 @@ class _Unchanged:
 
 
 @dataclass
-class _Total:
+class Total:
     inputs: int = 0
     landings: int = 0
     lines: int = 0

@@ -25,7 +25,7 @@ import zstandard
 
 from clawbill_pipeline.catalog.sources import OPENCLAW_SERVICES, OpenClawFleet
 from clawbill_pipeline.usage.events import Claims, Fault, instant
-from clawbill_pipeline.usage.inputs import Input, Landing, Line
+from clawbill_pipeline.usage.inputs import Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import parse
 from clawbill_pipeline.usage.text import Text, text_file, uri_of
 
@@ -202,6 +202,14 @@ class Transcripts:
     def stamp(self) -> list[int] | None:
         return None
 
+    def line_at(self, number: int, offset: int) -> Line:
+        with _database(self._path) as db:
+            rows = _rows_after(db, number - 1, _columns(db), limit=1)
+        for line in RowBlock(rows, "").lines():
+            if (line.number, line.offset) == (number, offset):
+                return line
+        raise InputFault("gone", f"{self.uri} has no row {number} with seq {offset} any more")
+
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[RowBlock]:
         anchors = landed[-1].position.removeprefix("row ").split(" ") if landed else []
         with _database(self._path) as db:
@@ -238,14 +246,14 @@ def _thinned(anchors: list[str]) -> list[str]:
     return list(kept.values())
 
 
-def _rows_after(db: sqlite3.Connection, rowid: int, columns: set[str]) -> list[Row]:
+def _rows_after(db: sqlite3.Connection, rowid: int, columns: set[str], limit: int = _ROWS) -> list[Row]:
     packed = "event_zstd" if "event_zstd" in columns else "NULL"
     query = (
         f"SELECT rowid, session_id, seq, created_at, CAST(event_json AS BLOB), {packed} FROM transcript_events "  # noqa: S608
         "WHERE rowid > ? ORDER BY rowid LIMIT ?"
     )
     found = []
-    for number, session_id, seq, created_at, text, blob in db.execute(query, (rowid, _ROWS)):
+    for number, session_id, seq, created_at, text, blob in db.execute(query, (rowid, limit)):
         found.append(Row(number, session_id, seq, created_at, *_event_text(text, blob)))
     return found
 

@@ -54,7 +54,7 @@ class Reader:
         if self._bulk is not None and isinstance(block, TextBlock) and block.kind == "lines":
             batches, lines = self._bulk.read(block)
         taken = sum(batch.num_rows for batch in batches)
-        slow = _OneByOne(self._source, self._uri, self._format, self._judge)
+        slow = OneByOne(self._source, self._uri, self._format, self._judge)
         for line in lines:
             slow.read(line)
         if slow.events:
@@ -62,7 +62,7 @@ class Reader:
         return _Part(block, batches, slow.aside, taken + slow.event_lines, slow.skipped)
 
 
-class _OneByOne:
+class OneByOne:
     """Reads line by line: the authority on what a line says, and the only place that knows why one says nothing."""
 
     def __init__(self, source: str, uri: str, format: Format, judge: Judge) -> None:
@@ -120,6 +120,28 @@ class _OneByOne:
         self.aside.append(entry)
 
 
+def read_record(format: Format, line: Line, number: int, judge: Judge) -> Batch | None:
+    """The ``number``th record of a line, by itself; None where it bears no usage. Raises Fault."""
+    if line.fault is not None:
+        raise line.fault
+    records = format.records(line)
+    if number > len(records):
+        raise Fault("gone", "line", f"the line has {len(records)} records now")
+    record = records[number - 1]
+    if isinstance(record, Fault):
+        raise record
+    claims = format.claims(record)
+    if claims is None:
+        return None
+    one = OneByOne("", "", format, judge)
+    one.events = [(line.number, line.offset, *judge.event(claim)) for claim in claims]
+    batch = Batch()
+    batch.take([one.batch()] if one.events else [], [], 1, 0)
+    batch.digest.update(line.raw)
+    batch.size = len(line.raw)
+    return batch
+
+
 def _text(record: Any) -> str:
     return json.dumps(record, default=str, ensure_ascii=False)
 
@@ -145,10 +167,13 @@ class Batch:
         self.digest.update(part.block.data)
         self.size += len(part.block.data)
         self.position = part.block.position
-        self.aside += part.aside
-        self.event_lines += part.event_lines
-        self.skipped += part.skipped
-        for batch in part.batches:
+        self.take(part.batches, part.aside, part.event_lines, part.skipped)
+
+    def take(self, batches: Sequence[pa.RecordBatch], aside: Sequence[Entry], event_lines: int, skipped: int) -> None:
+        self.aside += aside
+        self.event_lines += event_lines
+        self.skipped += skipped
+        for batch in batches:
             self.events += batch.num_rows
             for hour, events in by_hour(batch):
                 self.hours.setdefault(hour, []).append(events)

@@ -124,7 +124,7 @@ class Text:
         self._stat = stat
         self._size = size
         self._document = document
-        self._read_again = read_again
+        self.read_again = read_again
 
     def size(self) -> int:
         return self._stat().st_size if self._stat else self._size
@@ -145,10 +145,22 @@ class Text:
             if changed is None:
                 yield from self._new(stream, newest, finished=finished or compressed)
                 return
-        if not self._read_again:
+        if not self.read_again:
             raise changed
         with self._bytes() as (stream, compressed):
             yield from self._new(stream, Position(generation=newest.generation + 1), finished=finished or compressed)
+
+    def line_at(self, number: int, offset: int) -> Line:
+        with self._bytes() as (stream, _):
+            at = Position(offset, number - 1)
+            skipped = 0
+            while skipped < offset and (piece := _read(stream, min(PIECE, offset - skipped))):
+                skipped += len(piece)
+            data = _read(stream, LONGEST_DOCUMENT if self._document else LONGEST_LINE)
+        kind = "document" if self._document and not offset and not _is_lines(data) else "lines"
+        for line in TextBlock.at(at, data, kind).lines():
+            return line
+        raise InputFault("gone", f"{self.uri} has no line at byte {offset} any more")
 
     @contextmanager
     def _bytes(self) -> Iterator[tuple[Any, bool]]:

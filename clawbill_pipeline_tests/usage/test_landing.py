@@ -415,3 +415,15 @@ def test_a_document_that_is_still_written_waits(place):
     assert place.land().waiting == 1
     (place.logs / "a.json").write_text(whole)
     assert place.land().events == 1
+
+
+def test_a_large_file_that_turns_out_damaged_at_its_end_leaves_nothing(place, monkeypatch):
+    monkeypatch.setattr(text, "PIECE", 1000)
+    monkeypatch.setattr(reading, "BATCH_BYTES", 2000)
+    packed = gzip.compress(b"".join(line(f"e{number}") for number in range(500)))
+    (place.logs / "a.jsonl.gz").write_bytes(packed[:-3])
+    landed = place.land()
+    assert (landed.landings, landed.hours, place.events()) == (0, frozenset(), [])
+    assert [row["landing_id"] for row in place.quarantine()] == [None]
+    (place.logs / "a.jsonl.gz").write_bytes(packed)
+    assert place.land().events == 500
