@@ -9,6 +9,7 @@ import dagster as dg
 
 from clawbill_pipeline.defs import assets
 from clawbill_pipeline.defs.jobs import JOBS
+from clawbill_pipeline.defs.price_simulation import price_simulation
 from clawbill_pipeline.defs.resources import resources
 from clawbill_pipeline.defs.schedules import SCHEDULES
 from clawbill_pipeline.defs.sensors.late_usage import late_usage
@@ -19,7 +20,7 @@ def build_definitions(overrides: Mapping[str, Any] | None = None) -> dg.Definiti
     """All definitions; ``overrides`` replaces resources by name, as tests and other projects do."""
     return dg.Definitions(
         assets=dg.load_assets_from_package_module(assets),
-        jobs=JOBS,
+        jobs=[*JOBS, price_simulation],
         schedules=SCHEDULES,
         sensors=[late_usage, stripe_inbox],
         resources=resources(overrides),

@@ -28,6 +28,17 @@ def utc_hour(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
+def moment(text: str) -> datetime:
+    """The instant that ``text`` names in ISO 8601: a day is its UTC midnight, a time has a zone. Raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time; write 2026-01-01 or 2026-01-01T05:00:00Z") from None
+    if found.tzinfo is None and ":" in text:
+        raise ValueError(f"{text!r} has no time zone; write for example {text}Z")
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
 def hours_between(start: datetime, end: datetime) -> Iterator[datetime]:
     """The UTC hours of the half-open interval ``[start, end)``, both on the hour."""
     hour = start

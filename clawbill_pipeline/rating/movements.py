@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
+from typing import Any
 
-from clawbill_pipeline.money import total
+from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.rating.engine.arithmetic import exactly, rounded_quotient
 
 #: Decimal places of percentages that are shown. Comparisons with a threshold are exact.
@@ -79,6 +80,20 @@ class Movement:
     def note(self) -> str:
         return "; ".join(self.faults)
 
+    def as_json(self) -> dict[str, Any]:
+        """Decimals as strings."""
+        return {
+            "tenant_id": self.tenant_id,
+            "service": self.service,
+            "currency": self.currency,
+            "quantity": plain(self.quantity),
+            "current": _text(self.current_amount),
+            "candidate": _text(self.candidate_amount),
+            "change": _text(self.change),
+            "percent": _text(self.percent),
+            "faults": list(self.faults),
+        }
+
 
 @dataclass(frozen=True)
 class Bill:
@@ -102,6 +117,10 @@ class Bill:
         with exactly():
             return abs(self.change) * 100 > percent * abs(self.current)
 
+    def as_json(self) -> dict[str, Any]:
+        """Decimals as strings."""
+        return {"tenant_id": self.tenant_id, "currency": self.currency, **_sides(self)}
+
 
 @dataclass(frozen=True)
 class Revenue:
@@ -123,6 +142,11 @@ class Revenue:
     @property
     def percent(self) -> Decimal | None:
         return _percent(self.change, self.current)
+
+    def as_json(self) -> dict[str, Any]:
+        """Decimals as strings."""
+        counts = {"tenants": self.tenants, "tenants_up": self.tenants_up, "tenants_down": self.tenants_down}
+        return {"currency": self.currency, **_sides(self), "up": plain(self.up), "down": plain(self.down), **counts}
 
 
 @dataclass(frozen=True)
@@ -177,6 +201,19 @@ class Comparison:
         """The bills that move by more than ``percent`` per cent, up or down."""
         return tuple(bill for bill in self.bills if bill.moves_more_than(percent))
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it: decimals as strings, instants in ISO 8601."""
+        return {
+            "from": self.start.isoformat(),
+            "to": self.end.isoformat(),
+            "as_of": self.as_of and self.as_of.isoformat(),
+            "revenue": [revenue.as_json() for revenue in self.revenue],
+            "tenants": [bill.as_json() for bill in self.bills],
+            "movements": [movement.as_json() for movement in self.movements],
+            "in_neither_catalogue": list(self.unbilled),
+            "later_versions": [{"rate_card": card, "effective_from": at.isoformat()} for card, at in self.later],
+        }
+
 
 def _revenue(currency: str, bills: Iterable[Bill]) -> Revenue:
     bills = list(bills)
@@ -184,6 +221,19 @@ def _revenue(currency: str, bills: Iterable[Bill]) -> Revenue:
     up, down = [c for c in changes if c > 0], [c for c in changes if c < 0]
     current, candidate = total(bill.current for bill in bills), total(bill.candidate for bill in bills)
     return Revenue(currency, current, candidate, total(up), total(down), len(bills), len(up), len(down))
+
+
+def _sides(row: Bill | Revenue) -> dict[str, str | None]:
+    return {
+        "current": plain(row.current),
+        "candidate": plain(row.candidate),
+        "change": plain(row.change),
+        "percent": _text(row.percent),
+    }
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else plain(value)
 
 
 def _difference(one: Decimal, other: Decimal) -> Decimal:

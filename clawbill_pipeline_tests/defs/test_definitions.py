@@ -15,7 +15,14 @@ from clawbill_pipeline.definitions import build_definitions, defs
 ROOT = Path(__file__).resolve().parents[2]
 HOURLY = {"usage_events", "metered_usage", "rated_usage", "stripe_usage_records"}
 MONTHLY = {"stripe_usage_summaries", "usage_reconciliation", "diff_report"}
-EVENTFUL = {"stripe_setup", "stripe_event_inbox", "stripe_invoices", "invoice_drafts", "tenant_standing"}
+EVENTFUL = {
+    "stripe_setup",
+    "stripe_event_inbox",
+    "stripe_invoices",
+    "invoice_drafts",
+    "invoice_adjustments",
+    "tenant_standing",
+}
 
 
 def specs() -> dict[str, dg.AssetSpec]:
@@ -34,7 +41,7 @@ def test_the_assets_are_those_of_the_design_and_partitioned_as_it_says() -> None
 def test_jobs_schedules_and_sensors() -> None:
     assert {job.name for job in defs.resolve_all_job_defs()} - {"__ASSET_JOB"} == {
         "landing", "hourly_billing", "late_billing", "stripe_events", "reconciliation", "stripe_provisioning",
-        "open_matters", "stripe_sweep",
+        "open_matters", "stripe_sweep", "price_simulation",
     }  # fmt: skip
     repository = defs.get_repository_def()
     assert {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs} == {
