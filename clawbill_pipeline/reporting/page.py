@@ -22,7 +22,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #12161c; --ink: #e6eaf0; --quiet: #9aa6b6; --line: #2c3440;
   --soft: #1a2028; --level: #6ea8ea; --gain: #5cc48c; --loss: #ff8a80; --warn: #f0b35c; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1200px; padding: 24px 20px 64px; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 1320px; padding: 24px 20px 64px; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 26px; margin: 0 0 4px; line-height: 1.25; } h2 { font-size: 19px; margin: 40px 0 12px; }
 h3 { font-size: 15px; margin: 20px 0 8px; color: var(--quiet); font-weight: 600; } p { margin: 4px 0; }
@@ -36,7 +36,7 @@ h3 { font-size: 15px; margin: 20px 0 8px; color: var(--quiet); font-weight: 600;
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 caption { text-align: left; padding: 8px 12px; color: var(--quiet); }
-th, td { padding: 7px 12px; text-align: left; border-top: 1px solid var(--line); vertical-align: top;
+th, td { padding: 7px 10px; text-align: left; border-top: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
 thead th { background: var(--soft); border-top: 0; font-weight: 600; }
 tbody th { font-weight: 500; } tfoot td, tfoot th { font-weight: 650; border-top: 2px solid var(--line); }
@@ -138,7 +138,7 @@ def _waterfall(report: Report) -> str:
             for name, _ in _WATERFALL
         )
         totals.append(f'<tr><th scope="row" colspan="2">Total</th><td>{currency}</td>{cells}<td></td></tr>')
-    heads = ["Tenant", "Service", "Currency", *(label for _, label in _WATERFALL), "Open breaks"]
+    heads = ["Tenant", "Service", "Currency", *(label for _, label in _WATERFALL), "Breaks"]
     note = "Sent and held are in the currency for services billed by amount, in the service's unit otherwise."
     return table("Waterfall", heads, rows, len(report.steps), note, totals, left=3)
 

@@ -303,6 +303,7 @@ class _Book:
         sheet.hide_gridlines(2)
         sheet.set_column(0, 0, 58)
         sheet.set_column(1, 1 + max(len(report.currencies), 3), 20)
+        sheet.set_row(0, 24)
         sheet.write_string(0, 0, f"Billing differences {report.period}", self.title)
         sheet.write_string(1, 0, f"Reconciled as of {report.as_of:%Y-%m-%d %H:%M} UTC", self.quiet)
         verdict = (
