@@ -40,6 +40,9 @@ class Settings(BaseModel):
     )
     stripe_api_base: str | None = Field(None, description="CLAWBILL_STRIPE_API_BASE: a stand-in instead of Stripe.")
     web_url: str | None = Field(None, description="CLAWBILL_WEB_URL: address of the web app in links.")
+    portal_token: SecretStr | None = Field(
+        None, description="CLAWBILL_PORTAL_TOKEN: what the host's application shows to get a customer portal's address."
+    )
     clock: Path | None = Field(None, description="CLAWBILL_CLOCK: a file with the time to live at (demonstrations).")
 
     @classmethod
@@ -58,6 +61,7 @@ class Settings(BaseModel):
             "stripe_key": env.get("STRIPE_SECRET_KEY"),
             "stripe_api_base": env.get("CLAWBILL_STRIPE_API_BASE"),
             "web_url": env.get("CLAWBILL_WEB_URL"),
+            "portal_token": env.get("CLAWBILL_PORTAL_TOKEN"),
             "clock": env.get("CLAWBILL_CLOCK"),
         }
         values: dict[str, object] = {name: value for name, value in named.items() if value}

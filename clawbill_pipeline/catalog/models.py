@@ -257,6 +257,10 @@ class Catalog(Closed):
 
     @model_validator(mode="after")
     def _whole(self) -> Catalog:
+        if self.closing.margin >= self.calendar.stripe_grace:
+            raise Misfit(
+                ("closing",), "margin_minutes is not shorter than calendar.stripe_grace: no draft could be compared"
+            )
         _no_twins(("sources",), [source.name for source in self.sources])
         _no_twins(("services",), [self.meter(name) for name in self.services])
         _no_twins(("tenants",), [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])

@@ -287,6 +287,7 @@ stripe_events = Table(
     Column("via", Text, nullable=False),
     _at("received_at"),
     _one_of("via", ("webhook", "sweep")),
+    Index(None, "object_id"),
 )
 
 stripe_events_handled = Table(

@@ -23,7 +23,15 @@ def main(host: str, port: int, port_file: Path | None) -> None:
     try:
         settings = Settings.from_env()
         live = takes_live_events(settings)
-        serve(host, port, settings, live=live, port_file=port_file, ready=readiness(os.environ))
+        serve(
+            host,
+            port,
+            settings,
+            live=live,
+            port_file=port_file,
+            ready=readiness(os.environ),
+            portal_token=settings.portal_token,
+        )
     except (CatalogError, SettingsError, OSError) as error:
         sys.exit(f"clawbill web: {error}")
 

@@ -316,6 +316,8 @@ COMMENT ON COLUMN ledger.stripe_events.id IS 'Number in the order of writing.';
 COMMENT ON COLUMN ledger.stripe_events.livemode IS 'Whether real money is moved.';
 COMMENT ON COLUMN ledger.stripe_events.body IS 'Raw, as it was signed.';
 
+CREATE INDEX stripe_events_object_id_idx ON ledger.stripe_events (object_id);
+
 CREATE TABLE ledger.tenant_standing (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     tenant_id TEXT NOT NULL,

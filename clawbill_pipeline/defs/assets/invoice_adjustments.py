@@ -1,0 +1,38 @@
+"""Usage that came after its invoice was final, as proposed adjustments. How it is found is in invoicing/adjustments."""
+
+import dagster as dg
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
+from clawbill_pipeline.defs.presentation import FINANCE, check, columns, materialized, specs
+from clawbill_pipeline.invoicing.adjustments import propose_adjustments
+from clawbill_pipeline.ledger import Ledger
+
+
+@dg.asset(
+    deps=[stripe_invoices],
+    group_name="invoicing",
+    kinds={"postgres"},
+    owners=[FINANCE],
+    check_specs=specs(
+        "invoice_adjustments",
+        check("no_usage_after_its_invoice", "No usage came after the invoice that should have billed it."),
+    ),
+    metadata=columns(
+        invoice_id="text: The final invoice",
+        tenant_id="text: Whose invoice it is",
+        service="text: What was used",
+        period_start="timestamptz: The period that the usage belongs to",
+        amount="numeric: What the invoice bills too little, or too much, in major units",
+    ),
+)
+def invoice_adjustments(
+    context: dg.AssetExecutionContext,
+    catalog: dg.ResourceParam[Catalog],
+    ledger: dg.ResourceParam[Ledger],
+    clock: dg.ResourceParam[Clock],
+) -> dg.MaterializeResult:
+    """Stripe bills such usage on no invoice: each proposal carries its original period and waits for a person."""
+    result = propose_adjustments(ledger, catalog, now=clock(), run_id=context.run_id)
+    return materialized(result, rows=len(result.adjustments))
