@@ -1,6 +1,7 @@
 """Jobs: which assets go together in a run. A run works in one process: an hour for all tenants, never one a tenant."""
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 #: The line of an hour, from raw logs to Stripe.
 hourly_billing = dg.define_asset_job(
@@ -54,7 +55,7 @@ stripe_provisioning = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     description="Makes Stripe match the catalogue.",
 )
-JOBS = [
+JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     landing,
     hourly_billing,
     late_billing,
