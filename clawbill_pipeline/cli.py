@@ -306,7 +306,11 @@ def openclaw() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8480, show_default=True)
 @click.option("--catalog", "file", type=click.Path(dir_okay=False, path_type=Path), help="Default: as everywhere.")
-def openclaw_serve(state: Path | None, host: str, port: int, file: Path | None) -> None:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on the port.")
+@click.option("--access-log", is_flag=True, help="Log every request, not only those that failed.")
+def openclaw_serve(
+    state: Path | None, host: str, port: int, file: Path | None, workers: int, access_log: bool
+) -> None:
     """Serve POST /rating from the catalogue's rate cards; the bearer token is OPENCLAW_TOKEN."""
     from clawbill_pipeline.sandbox.openclaw import serve
 
@@ -314,7 +318,8 @@ def openclaw_serve(state: Path | None, host: str, port: int, file: Path | None) 
     if settings.openclaw_token is None:
         raise SettingsError("set OPENCLAW_TOKEN to the token that callers must show")
     folder = settings.state / "sandbox" / "openclaw"
-    serve(host, port, folder, file or settings.catalog_file, settings.openclaw_token.get_secret_value())
+    token = settings.openclaw_token.get_secret_value()
+    serve(host, port, folder, file or settings.catalog_file, token, workers=workers, access_log=access_log)
 
 
 @cli.group()

@@ -74,7 +74,7 @@ def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log: Pat
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
     return Child(name, process, log)
 
@@ -94,7 +94,8 @@ def start_serving(
         raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """On Linux, ends this process when the one that started it is gone, however that ended."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -21,12 +21,21 @@ from clawbill_pipeline.sandbox.openclaw.server import serve
     type=click.Path(dir_okay=False, path_type=Path),
     help="Gets the port as text once connections are accepted.",
 )
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on the port.")
 @click.option("--access-log", is_flag=True, help="Log every request, not only those that failed.")
 def main(
-    host: str, port: int, state: Path, catalog: Path, now: int | None, port_file: Path | None, access_log: bool
+    host: str,
+    port: int,
+    state: Path,
+    catalog: Path,
+    now: int | None,
+    port_file: Path | None,
+    workers: int,
+    access_log: bool,
 ) -> None:
     """An OpenClaw rating server. Callers must show the token of the environment variable OPENCLAW_TOKEN."""
-    serve(host, port, state, catalog, os.environ.get("OPENCLAW_TOKEN", ""), port_file, now=now, access_log=access_log)
+    token = os.environ.get("OPENCLAW_TOKEN", "")
+    serve(host, port, state, catalog, token, port_file, workers=workers, now=now, access_log=access_log)
 
 
 if __name__ == "__main__":

@@ -46,13 +46,20 @@ class Clock:
 
 
 def application(rates: Rates, standing: Standing, clock: Clock, token: str, *, access_log: bool = False) -> Starlette:
-    """The server as an ASGI application. Callers show ``token``; only health and the OpenAPI document are open."""
+    """The server as an ASGI application. Callers show ``token``; only health and the OpenAPI document are open.
+
+    A clock that was set can be moved by calls; the wall's can't.
+    """
     calls = _Calls(rates, standing, clock)
 
     def route(method: str, path: str, handler: _Handler, *, is_open: bool = False) -> Route:
         expected = None if is_open else f"Bearer {token}".encode()
         return Route(path, _Endpoint(handler, expected, access_log), methods=[method])
 
+    set_by_calls = [
+        route("GET", "/_sandbox/clock", calls.get_clock),
+        route("POST", "/_sandbox/clock", calls.set_clock),
+    ]
     return Starlette(
         routes=[
             route("POST", "/rating", calls.rate),
@@ -60,8 +67,7 @@ def application(rates: Rates, standing: Standing, clock: Clock, token: str, *, a
             route("GET", "/tenants/{tenant_id}/status", calls.get_status),
             route("GET", "/healthz", calls.health, is_open=True),
             route("GET", "/openapi.json", calls.openapi, is_open=True),
-            route("GET", "/_sandbox/clock", calls.get_clock),
-            route("POST", "/_sandbox/clock", calls.set_clock),
+            *(set_by_calls if clock.set_to is not None else ()),
         ],
         exception_handlers={HTTPException: _no_such_route},
     )
@@ -102,7 +108,7 @@ class _Calls:
         return openapi.DOCUMENT
 
     async def get_clock(self, request: Request) -> Document:
-        return {"now": int(self._clock.now().timestamp()), "follows_the_wall": self._clock.set_to is None}
+        return {"now": int(self._clock.now().timestamp())}
 
     async def set_clock(self, request: Request) -> Document:
         said = rating.read_object(await _body(request))

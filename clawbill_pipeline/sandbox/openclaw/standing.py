@@ -24,14 +24,17 @@ class Status:
 
 
 class Standing:
-    """The statuses in ``folder``. What ``put`` returned from is on the disk. One thread at a time."""
+    """The statuses in ``folder``, which processes may share. What ``put`` returned from is on the disk.
+
+    One thread at a time.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(folder / "openclaw.sqlite", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA busy_timeout = 5000")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA busy_timeout = 5000")
         self._db.execute(_SCHEMA)
 
     def close(self) -> None:
@@ -39,14 +42,15 @@ class Standing:
 
     def put(self, tenant_id: str, status: Status) -> Status:
         """Keeps ``status``. One that says the same as the last changes nothing. Returns what is kept."""
-        self._db.execute(
-            "INSERT INTO tenant_status VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO UPDATE "
-            "SET status = excluded.status, reported_at = excluded.reported_at WHERE status <> excluded.status",
+        # The assignments leave the row as it is where the status is the same; RETURNING needs them to touch it.
+        row = self._db.execute(
+            "INSERT INTO tenant_status AS t VALUES (?, ?, ?) ON CONFLICT (tenant_id) DO UPDATE SET "
+            "status = excluded.status, "
+            "reported_at = CASE WHEN t.status = excluded.status THEN t.reported_at ELSE excluded.reported_at END "
+            "RETURNING status, reported_at",
             (tenant_id, status.status, status.reported_at),
-        )
-        kept = self.get(tenant_id)
-        assert kept is not None, "what was just written is there"  # noqa: S101
-        return kept
+        ).fetchone()
+        return Status(*row)
 
     def get(self, tenant_id: str) -> Status | None:
         """The last status reported for the tenant, or None."""

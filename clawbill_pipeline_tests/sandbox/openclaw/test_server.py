@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ class Server:
     http: httpx.Client
     catalog: Path
     log: Path
+    pid: int
 
     def rate(self, tenant_id: str, service: str, quantity: Any) -> httpx.Response:
         return self.http.post("/rating", json={"tenant_id": tenant_id, "service": service, "quantity": quantity})
@@ -81,11 +83,14 @@ class Server:
 
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[Server]:
+    """The server; its clock stands in July unless an option says how it goes."""
     catalog, port_file, log = folder / "catalog.yaml", folder / "port", folder / "log"
+    if not {"--now", "--workers"} & {*options}:
+        options = (*options, "--now", str(JULY))
     if not catalog.exists():
         catalog.write_text(CATALOG)
     port_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "clawbill_pipeline.sandbox.openclaw", "--port", "0", "--now", str(JULY), *options]
+    command = [sys.executable, "-m", "clawbill_pipeline.sandbox.openclaw", "--port", "0", *options]
     command += ["--state", str(folder / "state"), "--catalog", str(catalog), "--port-file", str(port_file)]
     with log.open("a") as out:
         process = subprocess.Popen(command, env={**os.environ, "OPENCLAW_TOKEN": TOKEN}, stderr=out)
@@ -99,7 +104,7 @@ def running(folder: Path, *options: str) -> Iterator[Server]:
         with httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=30
         ) as http:
-            yield Server(http, catalog, log)
+            yield Server(http, catalog, log, process.pid)
     finally:
         process.terminate()
         assert process.wait(30) == 0
@@ -283,6 +288,55 @@ def test_the_clock_chooses_the_version(tmp_path: Path) -> None:
         answer = server.rate("acme", "api.requests", 100).json()
         assert (answer["amount_cents"], answer["rate_card_version"]) == ("5", "standard@2026-09-01T00:00:00Z")
         assert server.http.post("/_sandbox/clock", json={"now": "soon"}).status_code == 422
+
+
+def workers_of(server: Server) -> set[int]:
+    """The processes that serve, by their process id."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_workers_share_the_port_and_the_statuses(tmp_path: Path) -> None:
+    with running(tmp_path, "--workers", "2") as server:
+        assert server.http.get("/_sandbox/clock").status_code == 404
+        first = workers_of(server)
+        assert len(first) == 2
+        for number in range(20):  # a connection each, so that both answer
+            with httpx.Client(base_url=server.http.base_url, headers=server.http.headers, trust_env=False) as http:
+                status = "paid" if number % 2 else "overdue"
+                assert http.put("/tenants/acme/status", json={"status": status}).json()["status"] == status
+            assert server.http.get("/tenants/acme/status").json()["status"] == status
+        # One that ends is replaced, and meanwhile the other serves.
+        os.kill(min(first), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len(workers_of(server) - first) < 1:
+            assert time.monotonic() < deadline
+            with httpx.Client(base_url=server.http.base_url, trust_env=False, timeout=30) as http:
+                http.get("/healthz")
+        assert server.rate("acme", "storage", 1).status_code == 200
+        assert server.http.get("/tenants/acme/status").json()["status"] == "paid"
+        left = workers_of(server)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+    assert TOKEN not in server.log.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent is gone")
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    left: set[int] = set()
+
+    def run() -> None:
+        with running(tmp_path, "--workers", "2") as server:
+            left.update(workers_of(server))
+            os.kill(server.pid, signal.SIGKILL)
+
+    with pytest.raises(AssertionError):  # its exit code is not 0
+        run()
+    assert len(left) == 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_changed_catalogue_is_read_and_a_broken_one_is_not(tmp_path: Path) -> None:
