@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-class _Source(BaseModel):
+class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class _Source(_Closed):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Part of every event's identity: never rename."
     )
@@ -47,6 +51,79 @@ class CloudEvents(_Files):
     pattern: Patterns = Field("**/*.json*", description="Glob below path; it finds x.json.gz and x.json.zst as well.")
 
 
+class Value(_Closed):
+    """Where a record says something: a ``field`` (``a.b`` is b in a), or a ``constant`` for all of them.
+
+    Short for a field is its name alone.
+    """
+
+    field: str | None = None
+    constant: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"field": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.field is None) == (self.constant is None):
+            raise ValueError("give either field or constant")
+        return self
+
+
+class QuantityValue(Value):
+    scale: Decimal = Field(Decimal(1), description="The quantity is the field times this, exactly: 0.001 for milli.")
+
+
+class TimeValue(Value):
+    format: str = Field(
+        "iso", description="iso, or epoch (the unit is told by its size), or as strptime has it: %d/%b/%Y:%H:%M:%S %z."
+    )
+    time_zone: str = Field("UTC", description="Zone of times that name none; a time that comes twice is the first.")
+
+    @property
+    def is_plain(self) -> bool:
+        return self.format == "iso" and self.time_zone == "UTC"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{name!r} is no IANA time zone; write for example UTC or America/New_York") from None
+        return name
+
+
+class Measure(_Closed):
+    """One of the usages that a record bears."""
+
+    service: Value
+    quantity: QuantityValue
+    skip_zero: bool = Field(True, description="A quantity of zero, or none at all, is no usage.")
+
+
+class Mapping(_Closed):
+    """How a record that was not made for clawbill reads as usage events."""
+
+    event_id: Value | None = Field(None, description="Unique in the source; without it, an event's id is its place.")
+    tenant_id: Value
+    timestamp: TimeValue
+    usage: tuple[Measure, ...] = Field(min_length=1)
+    dimensions: dict[str, Value] = Field(default_factory=dict)
+
+
+class Files(_Files):
+    """Files of JSON lines, JSON arrays, CSV or Parquet with fields of their own, read through ``mapping``."""
+
+    kind: Literal["files"]
+    pattern: Patterns = Field(description="Glob below path, such as **/*.csv; it finds x.csv.gz and x.csv.zst as well.")
+    format: Literal["auto", "json", "csv", "parquet"] = Field("auto", description="auto goes by the file's name.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Between the fields of CSV.")
+    mapping: Mapping
+
+
 #: What a line of an OpenClaw transcript that bears usage becomes.
 OpenClawService = Literal["tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages"]
 OPENCLAW_SERVICES: tuple[OpenClawService, ...] = (
@@ -68,4 +145,4 @@ class OpenClawFleet(_Source):
     )
 
 
-Source = Annotated[JsonLines | CloudEvents | OpenClawFleet, Field(discriminator="kind")]
+Source = Annotated[JsonLines | CloudEvents | Files | OpenClawFleet, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ does not fit: DuckDB and pandas go through a float here. A property test holds b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -20,9 +20,11 @@ import pyarrow.json as pj
 
 from clawbill_pipeline.catalog.names import dimension_set
 from clawbill_pipeline.catalog.periods import utc_hour
+from clawbill_pipeline.catalog.sources import Mapping
 from clawbill_pipeline.usage import text
 from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, TENANT, Judge
 from clawbill_pipeline.usage.inputs import Line
+from clawbill_pipeline.usage.parquet import ParquetBlock
 from clawbill_pipeline.usage.text import TextBlock
 
 #: Tenants, services and dimension sets are few and repeat.
@@ -51,8 +53,8 @@ Numbers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
-class JsonBulk:
-    """Reads blocks of JSON lines for one catalogue at one moment. Safe across threads."""
+class Bulk:
+    """Reads blocks for one catalogue at one moment. Safe across threads."""
 
     def __init__(self, judge: Judge) -> None:
         self._services = judge.services
@@ -64,7 +66,52 @@ class JsonBulk:
         fields = {**words, "quantity": _QUANTITY, "timestamp": pa.timestamp("ns", tz="UTC")}
         self._parse = pj.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
 
-    def read(self, block: TextBlock) -> tuple[list[pa.RecordBatch], list[Line]]:
+    def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
+        """The same of Parquet rows, where the mapping only names fields and each is of a fitting type."""
+        given = self._given(block.rows, mapping)
+        if given is None:
+            return [], block.lines()
+        columns, good = self._checked(given)
+        places = [pa.array(good + block.first + 1), pa.array(np.zeros(len(good), np.int64))]
+        batch = pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS)
+        left = block.part(np.delete(np.arange(block.rows.num_rows), good))
+        return [batch] if len(good) else [], left
+
+    def _given(self, rows: pa.RecordBatch, mapping: Mapping) -> dict[str, pa.Array] | None:
+        (measure, *more) = mapping.usage
+        named = {
+            "event_id": mapping.event_id,
+            "tenant_id": mapping.tenant_id,
+            "service": measure.service,
+            "timestamp": mapping.timestamp,
+            "quantity": measure.quantity,
+        }
+        simple = not more and not measure.skip_zero and measure.quantity.scale == 1 and mapping.timestamp.is_plain
+        fields = {name: value.field for name, value in (named | dict(mapping.dimensions)).items() if value is not None}
+        if not simple or len(fields) < len(named) or not set(fields.values()) <= set(rows.schema.names):
+            return None
+        given = {name: rows[field] for name, field in fields.items()}
+        given |= {
+            name: pa.nulls(rows.num_rows, pa.string()) for name in {*self._dimensions, "specversion"} - given.keys()
+        }
+        kinds = {name: array.type for name, array in given.items()}
+        quantity, time = kinds.pop("quantity"), kinds.pop("timestamp")
+        if not (pa.types.is_decimal(quantity) or pa.types.is_integer(quantity)) or not pa.types.is_timestamp(time):
+            return None
+        if any(not pa.types.is_string(kind) and not pa.types.is_large_string(kind) for kind in kinds.values()):
+            return None
+        try:
+            given = {name: given[name].cast(pa.string()) for name in kinds} | {
+                "quantity": given["quantity"].cast(_QUANTITY),
+                "timestamp": given["timestamp"],
+            }
+            if any(pc.any(pc.match_substring(given[name], "\0")).as_py() for name in ("event_id", *self._dimensions)):
+                return None
+        except pa.ArrowInvalid:
+            return None
+        return given
+
+    def json_lines(self, block: TextBlock) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
         """``(events as batches of COLUMNS, lines that are left over)`` of a block of whole lines."""
         data = block.data
         characters = np.frombuffer(data, np.uint8)

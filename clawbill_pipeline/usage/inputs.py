@@ -22,13 +22,18 @@ class Line(NamedTuple):
 
 
 class Block(Protocol):
-    """Lines read in one piece. ``data`` are the bytes they stand in; ``position`` is where they end."""
+    """Lines read in one piece. ``data`` is what a landing is known by; ``position`` is where they end."""
 
     @property
     def data(self) -> bytes: ...
 
     @property
     def position(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the block takes, about."""
+        ...
 
     @property
     def whole(self) -> bool:

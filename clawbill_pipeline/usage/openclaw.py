@@ -174,6 +174,10 @@ class RowBlock(NamedTuple):
     whole: bool = True
 
     @property
+    def size(self) -> int:
+        return sum(len(row.text) for row in self.rows)
+
+    @property
     def data(self) -> bytes:
         return b"\n".join(row.text for row in self.rows)
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from clawbill_pipeline.usage.bulk import COLUMNS, JsonBulk, by_hour
+from clawbill_pipeline.usage.bulk import COLUMNS, Bulk, by_hour
 from clawbill_pipeline.usage.events import Event, Fault, Judge
 from clawbill_pipeline.usage.inputs import Block, Format, Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import JsonRecords
+from clawbill_pipeline.usage.mapped import Mapped
+from clawbill_pipeline.usage.parquet import ParquetBlock
 from clawbill_pipeline.usage.quarantine import Entry, masked
 from clawbill_pipeline.usage.text import TextBlock
 
@@ -46,13 +48,16 @@ class Reader:
         self._uri = input.uri
         self._format = input.format
         self._judge = judge
-        self._bulk = JsonBulk(judge) if isinstance(input.format, JsonRecords) else None
+        self._bulk: Bulk | None = Bulk(judge)
 
     def read(self, block: Block) -> _Part:
         batches: list[pa.RecordBatch] = []
         lines: Iterable[Line] = block.lines()
-        if self._bulk is not None and isinstance(block, TextBlock) and block.kind == "lines":
-            batches, lines = self._bulk.read(block)
+        if self._bulk is not None:
+            if isinstance(self._format, JsonRecords) and isinstance(block, TextBlock) and block.kind == "lines":
+                batches, lines = self._bulk.json_lines(block)
+            elif isinstance(self._format, Mapped) and isinstance(block, ParquetBlock):
+                batches, lines = self._bulk.rows(block, self._format.mapping)
         taken = sum(batch.num_rows for batch in batches)
         slow = OneByOne(self._source, self._uri, self._format, self._judge)
         for line in lines:
@@ -165,7 +170,7 @@ class Batch:
 
     def add(self, part: _Part) -> None:
         self.digest.update(part.block.data)
-        self.size += len(part.block.data)
+        self.size += part.block.size
         self.position = part.block.position
         self.take(part.batches, part.aside, part.event_lines, part.skipped)
 

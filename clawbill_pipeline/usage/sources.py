@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from clawbill_pipeline.catalog.sources import CloudEvents, OpenClawFleet, Patterns, Source
+from clawbill_pipeline.catalog.sources import CloudEvents, Files, OpenClawFleet, Patterns, Source
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
+from clawbill_pipeline.usage.mapped import Mapped, MappedCsv
 from clawbill_pipeline.usage.openclaw import fleet_inputs
+from clawbill_pipeline.usage.parquet import Parquet
 from clawbill_pipeline.usage.text import COMPRESSED, text_file, uri_of
 
 
@@ -20,9 +22,28 @@ def inputs(source: Source, folder: Path) -> Iterator[Input]:
     if isinstance(source, OpenClawFleet):
         yield from fleet_inputs(source, root)
         return
-    format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
     for path in files(root, source.pattern):
-        yield text_file(path, uri_of(path, root), format, read_again=source.changed_files == "read_again")
+        uri = uri_of(path, root)
+        if isinstance(source, Files):
+            yield _mapped_file(source, path, uri)
+        else:
+            format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
+            yield text_file(path, uri, format, read_again=source.changed_files == "read_again")
+
+
+def _mapped_file(source: Files, path: Path, uri: str) -> Input:
+    kind = source.format
+    if kind == "auto":
+        plain = path.with_suffix("") if path.suffix in COMPRESSED else path
+        kind = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(plain.suffix, "json")  # type: ignore[assignment]
+    if kind == "parquet":
+        return Parquet(path, uri, Mapped(source.mapping, uri))
+    again = source.changed_files == "read_again"
+    if kind == "json":
+        return text_file(path, uri, Mapped(source.mapping, uri), read_again=again)
+    file = text_file(path, uri, Mapped(source.mapping, uri), json=False, read_again=again)
+    file.format = MappedCsv(source.mapping, uri, file.first_line, source.delimiter)
+    return file
 
 
 def files(root: Path, patterns: Patterns) -> list[Path]:

@@ -2,8 +2,9 @@
 
 Half lines. A line ends with a line feed. A last line without one is read if it is a whole JSON value, since no part
 of a JSON object or array is one itself. Otherwise it waits for its writer; once the file has rested for an hour, the
-half line goes to quarantine, and is read all the same should it be completed later. Where the end is known to be the
-end (compressed files, ``finished``), the last line is a line like any other.
+half line goes to quarantine, and is read all the same should it be completed later; of text that is not JSON, no one
+can tell a half line from a whole one, so the last line of a file at rest is read as it is. Where the end is known to
+be the end (compressed files, ``finished``), the last line is a line like any other.
 
 Compressed files are read as a whole or not at all: their checksum is at the end.
 """
@@ -12,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import loads as parse_json
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -76,6 +77,10 @@ class TextBlock(NamedTuple):
         return str(self.end)
 
     @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
     def whole(self) -> bool:
         return self.kind not in ("long line", "piece")
 
@@ -116,6 +121,7 @@ class Text:
         stat: Callable[[], os.stat_result] | None = None,
         size: int = 0,
         document: bool = False,
+        json: bool = True,
         read_again: bool = False,
     ) -> None:
         self.uri = uri
@@ -124,6 +130,7 @@ class Text:
         self._stat = stat
         self._size = size
         self._document = document
+        self._json = json
         self.read_again = read_again
 
     def size(self) -> int:
@@ -149,6 +156,12 @@ class Text:
             raise changed
         with self._bytes() as (stream, compressed):
             yield from self._new(stream, Position(generation=newest.generation + 1), finished=finished or compressed)
+
+    def first_line(self) -> bytes:
+        """The text's first line: the names of a CSV file."""
+        with self._bytes() as (stream, _):
+            line: bytes = _read(stream, LONGEST_LINE).partition(b"\n")[0]
+            return line
 
     def line_at(self, number: int, offset: int) -> Line:
         with self._bytes() as (stream, _):
@@ -226,10 +239,10 @@ class Text:
         """The last line, which no line feed ends, or a document."""
         if not rest or rest.isspace():
             return
-        if finished or _is_json(rest):
+        rested = self._stat is not None and time.time() - self._stat().st_mtime > REST_SECONDS
+        if finished or _is_json(rest) or (rested and not self._json):
             yield TextBlock.at(at, rest, kind)
             return
-        rested = self._stat is not None and time.time() - self._stat().st_mtime > REST_SECONDS
         raise InputFault(
             "cut_off_line" if rested else "waiting",
             f"the last line ends in its middle after {len(rest)} bytes; it is read once its writer completes it",
@@ -278,7 +291,7 @@ def _is_json(data: bytes) -> bool:
     if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
         return False
     try:
-        json.loads(data.decode("utf-8-sig"))
+        parse_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return False
     return True
@@ -290,7 +303,7 @@ def _is_lines(document: bytes) -> bool:
     return bool(more.strip()) and _is_json(first)
 
 
-def text_file(path: Path, uri: str, format: Format, *, read_again: bool = False) -> Text:
+def text_file(path: Path, uri: str, format: Format, *, json: bool = True, read_again: bool = False) -> Text:
     """The file ``path`` as an input."""
     name = path.name
     for suffix in COMPRESSED:
@@ -300,7 +313,8 @@ def text_file(path: Path, uri: str, format: Format, *, read_again: bool = False)
         format,
         lambda: path.open("rb"),
         stat=path.stat,
-        document=name.endswith(".json"),
+        document=json and name.endswith(".json"),
+        json=json,
         read_again=read_again,
     )
 

@@ -149,8 +149,8 @@ def test_the_fast_way_says_what_the_slow_one_says(pool, data):
 @given(st.lists(good, min_size=1, max_size=20))
 def test_good_lines_are_all_read_by_the_fast_way_and_every_quantity_is_exact(pool, good_records):
     data = b"".join(json.dumps(entry).encode() + b"\n" for entry in good_records)
-    reader = bulk.JsonBulk(judge)
-    made, left = reader.read(text.TextBlock.at(text.Position(), data))
+    reader = bulk.Bulk(judge)
+    made, left = reader.json_lines(text.TextBlock.at(text.Position(), data))
     assert not left
     rows = [row for batch in made for row in batch.to_pylist()]
     assert [(row["event_id"], row["quantity"]) for row in sorted(rows, key=lambda row: row["line"])] == [

@@ -1,0 +1,119 @@
+"""Parquet files as usage: whole files, in row groups. A file that changed is flagged; none is ever continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
+from clawbill_pipeline.usage.mapped import exact_float
+
+_ROWS = 100_000
+
+
+class ParquetBlock(NamedTuple):
+    """Rows of a file; a line's number is its row's, from 1. ``digest`` are the bytes that this landing is known by."""
+
+    rows: pa.RecordBatch
+    first: int
+    data: bytes
+    whole: bool = True
+
+    @property
+    def position(self) -> str:
+        return f"row {self.first + self.rows.num_rows}"
+
+    @property
+    def size(self) -> int:
+        return int(self.rows.nbytes)
+
+    def lines(self) -> Iterator[Line]:
+        return self.part(range(self.rows.num_rows))
+
+    def part(self, indices: Iterable[int]) -> Iterator[Line]:
+        """The rows at ``indices`` as lines of JSON."""
+        wanted = [int(index) for index in indices]
+        for index, row in zip(wanted, self.rows.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
+            yield Line(self.first + index + 1, 0, json.dumps(_plain(row)).encode())
+
+
+class Parquet:
+    """A Parquet file as an input."""
+
+    def __init__(self, path: Path, uri: str, format: Format) -> None:
+        self._path = path
+        self.uri = uri
+        self.format = format
+
+    def size(self) -> int:
+        return self._path.stat().st_size
+
+    def stamp(self) -> list[int] | None:
+        stat = self._path.stat()
+        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
+            return None
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+    def line_at(self, number: int, offset: int) -> Line:
+        for block in self._rows(b""):
+            if block.first < number <= block.first + block.rows.num_rows:
+                return next(block.part([number - 1 - block.first]))
+        raise InputFault("gone", f"{self.uri} has no row {number} any more")
+
+    def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[ParquetBlock]:
+        digest = self._digest()
+        if landed:
+            # The first landing of a file is known by the digest's own digest: later ones are of the same bytes.
+            if hashlib.sha256(digest).hexdigest() != landed[0].sha256:
+                raise InputFault(
+                    "changed_in_place",
+                    f"the file is not what landing {landed[0].id} read; it was left alone. Put new usage into a new "
+                    "file, and corrections under event ids of their own",
+                    place=f"a file of {self.size()} bytes",
+                )
+            return
+        yield from self._rows(digest)
+
+    def _digest(self) -> bytes:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    def _rows(self, data: bytes) -> Iterator[ParquetBlock]:
+        first = 0
+        try:
+            with pq.ParquetFile(self._path) as file:
+                for rows in file.iter_batches(_ROWS):
+                    yield ParquetBlock(rows, first, data)
+                    first, data = first + rows.num_rows, b""
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise InputFault(
+                "corrupt_file", f"no Parquet file that can be read ({error}); put the whole file there"
+            ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON that loses nothing: decimals and sure doubles as text, times in UTC."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return str(exact_float(value))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    if isinstance(value, Decimal | date):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -1,0 +1,219 @@
+"""Files that were not made for clawbill: CSV, JSON and Parquet through a mapping, every quantity exact or set aside."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from clawbill_pipeline.catalog import CatalogError
+from clawbill_pipeline.usage import bulk, parquet
+from clawbill_pipeline_tests.usage.conftest import catalogue, line, quantities
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+real = pytest.mark.skipif(not DATA.is_dir(), reason=f"real data is not at {DATA}")
+
+PLAIN = {
+    "event_id": "id",
+    "tenant_id": "who",
+    "timestamp": "at",
+    "usage": [{"service": "what", "quantity": "much", "skip_zero": False}],
+}
+
+
+def files(pattern="**/*", **more):
+    return ({"name": "logs", "kind": "files", "path": "logs", "pattern": pattern, "mapping": PLAIN, **more},)
+
+
+def row(event_id="e1", **changes):
+    return {"id": event_id, "who": "acme", "at": "2026-11-22T10:15:00Z", "what": "api.calls", "much": "3", **changes}
+
+
+def as_csv(*rows, delimiter=",", end="\n"):
+    names = list(rows[0])
+    return end.join([delimiter.join(names), *(delimiter.join(str(r[name]) for name in names) for r in rows)]) + end
+
+
+def test_csv_with_exact_quantities_and_broken_rows(place):
+    place.sources = files("**/*.csv")
+    long = "12345678901234567890123456.123456789012"
+    text = as_csv(row("e1", much=long), row("e2", much="0.1"), row("e3", much="1e-13"), row("e4", much="NaN"))
+    text += 'e5,acme,2026-11-22T10:15:00Z,"api.calls",0.30\n' + "short,row\n" + 'e6,"un' + "\n"
+    (place.logs / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    landed = place.land()
+    assert quantities(place.events()) == {"e1": Decimal(long), "e2": Decimal("0.1"), "e5": Decimal("0.3")}
+    assert [row["reason"] for row in place.quarantine()] == ["too_many_digits", "not_finite", "not_csv", "not_csv"]
+    assert (landed.lines, landed.skipped) == (7, 1)
+
+
+def test_csv_grows_and_its_last_line_needs_no_line_feed_once_it_rests(place):
+    place.sources = files("**/*.csv", delimiter=";")
+    file = place.logs / "a.csv"
+    text = as_csv(row("e1"), row("e2"), delimiter=";", end="\r\n")
+    file.write_text(text[:-2])
+    assert (place.land().events, place.land().waiting) == (1, 1)
+    os.utime(file, (0, 0))
+    assert place.land().events == 1
+    with file.open("a") as log:
+        log.write("\r\n" + as_csv(row("e3"), delimiter=";").partition("\n")[2])
+    assert place.land().events == 1
+    assert [event["line"] for event in place.events()] == [2, 3, 4]
+
+
+def test_json_arrays_nested_fields_constants_scale_times_and_several_usages_a_record(place):
+    place.sources = files(
+        "**/*.json",
+        mapping={
+            "event_id": "meta.request",
+            "tenant_id": {"constant": "acme"},
+            "timestamp": {"field": "when", "format": "%d/%m/%Y %H:%M:%S", "time_zone": "America/New_York"},
+            "dimensions": {"model": "model", "provider": {"constant": "azure"}},
+            "usage": [
+                {"service": {"constant": "tokens.input"}, "quantity": "tokens.in"},
+                {"service": {"constant": "tokens.output"}, "quantity": {"field": "tokens.out", "scale": "1000"}},
+            ],
+        },
+    )
+    entry = {
+        "meta": {"request": "r1"},
+        "when": "22/11/2026 05:15:00",
+        "model": "m/1",
+        "tokens": {"in": 7, "out": 0.123},
+    }
+    other = {**entry, "meta": {"request": "r2"}, "tokens": {"in": 0, "out": "0.001"}}
+    (place.logs / "a.json").write_text(json.dumps([entry, other], indent=1))
+    place.land()
+    assert [(e["event_id"], e["service"], e["dimensions"], e["quantity"]) for e in place.events()] == [
+        ("r1#tokens.input", "tokens.input", "azure/m%2F1", 7),
+        ("r1#tokens.output", "tokens.output", "azure/m%2F1", 123),
+        ("r2#tokens.output", "tokens.output", "azure/m%2F1", 1),
+    ]
+    assert {event["event_time"] for event in place.events()} == {datetime(2026, 11, 22, 10, 15, tzinfo=UTC)}
+
+
+def test_records_without_an_id_are_known_by_their_place(place):
+    mapping = {name: value for name, value in PLAIN.items() if name != "event_id"}
+    place.sources = files(mapping=mapping)
+    (place.logs / "a.csv").write_text(as_csv(row(), row()))
+    (place.logs / "b.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps([row(), row()]) + "\n")
+    place.land()
+    assert [event["event_id"] for event in place.events()] == [
+        "a.csv:2",
+        "a.csv:3",
+        "b.jsonl:1",
+        "b.jsonl:2:1",
+        "b.jsonl:2:2",
+    ]
+
+
+@real
+def test_real_csv_of_llm_calls(place):
+    place.sources = (
+        {
+            "name": "azure",
+            "kind": "files",
+            "path": str(DATA / "azure_llm_2023"),
+            "pattern": "*.csv",
+            "mapping": {
+                "tenant_id": {"constant": "azure"},
+                "timestamp": "TIMESTAMP",
+                "dimensions": {"provider": {"constant": "azure"}, "model": {"constant": "gpt"}},
+                "usage": [
+                    {"service": {"constant": "tokens.input"}, "quantity": "ContextTokens"},
+                    {"service": {"constant": "tokens.output"}, "quantity": "GeneratedTokens"},
+                ],
+            },
+        },
+    )
+    landed = place.land()
+    # They are of 2023, and the catalogue starts later: all of them are set aside, with that reason, and none is lost.
+    assert (landed.lines, landed.event_lines) == (28185, 0)
+    assert {row["reason"] for row in place.rows("SELECT DISTINCT reason FROM quarantine")} == {"before_start"}
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, rows: list[dict], **types) -> None:
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+    pq.write_table(pa.table(columns), path, row_group_size=3)
+
+
+EXACT = {"much": pa.decimal128(38, 12), "at": pa.timestamp("ns", tz="UTC")}
+
+
+def parquet_rows(count=10):
+    at = datetime(2026, 11, 22, 10, 15, tzinfo=UTC)
+    return [row(f"e{n}", much=Decimal(n) / 8, at=at + timedelta(minutes=10 * n)) for n in range(count)]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_parquet_fast_and_slow(place, monkeypatch, fast):
+    monkeypatch.setattr(parquet, "_ROWS", 4)
+    if not fast:
+        monkeypatch.setattr(bulk.Bulk, "_given", lambda *_: None)
+    place.sources = files("*.parquet")
+    rows = [*parquet_rows(), row("bad", much=Decimal(-1), at=datetime(2026, 11, 22, tzinfo=UTC))]
+    rows += [row("none", much=None, at=datetime(2026, 11, 22, tzinfo=UTC), who=None)]
+    write(place.logs / "a.parquet", rows, **EXACT)
+    landed = place.land()
+    assert (landed.lines, landed.events, landed.quarantined) == (12, 10, 2)
+    assert quantities(place.events()) == {f"e{n}": Decimal(n) / 8 for n in range(10)}
+    assert [event["line"] for event in place.events()] == list(range(1, 11))
+    assert [(row["place"], row["reason"]) for row in place.quarantine()] == [
+        ("line 11, byte 0", "negative"),
+        ("line 12, byte 0", "missing_field"),
+    ]
+    assert place.land().landings == 0
+    write(place.logs / "a.parquet", rows[:5], **EXACT)
+    assert place.land().problems[0].startswith("logs: a.parquet: changed_in_place")
+    assert len(place.events()) == 10
+
+
+def test_parquet_doubles_are_taken_only_where_their_digits_are_sure(place):
+    place.sources = files("*.parquet")
+    at = datetime(2026, 11, 22, tzinfo=UTC)
+    values = [0.1, 1e15, 123456.789, 0.1 + 0.2, 1 / 3, float("nan"), float("inf")]
+    write(place.logs / "a.parquet", [row(f"e{n}", much=value, at=at) for n, value in enumerate(values)])
+    place.land()
+    assert quantities(place.events()) == {"e0": Decimal("0.1"), "e1": Decimal(10**15), "e2": Decimal("123456.789")}
+    assert [row["reason"] for row in place.quarantine()] == ["not_a_number", "not_a_number", "not_finite", "not_finite"]
+
+
+def test_parquet_of_other_types_and_a_damaged_file(place):
+    place.sources = files("*.parquet")
+    write(place.logs / "a.parquet", [row("e1", much=3, at="2026-11-22T10:15:00Z"), row("e2", much=4, at="x")])
+    (place.logs / "b.parquet").write_bytes((place.logs / "a.parquet").read_bytes()[:-20])
+    place.land()
+    assert quantities(place.events()) == {"e1": 3}
+    assert [row["reason"] for row in place.quarantine()] == ["time_unreadable", "corrupt_file"]
+
+
+# --- mistakes in the mapping ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({**PLAIN, "usage": []}, "at least 1 item"),
+        ({**PLAIN, "tenant_id": {"field": "a", "constant": "b"}}, "either field or constant"),
+        ({**PLAIN, "timestamp": {"field": "at", "time_zone": "Mars/Base"}}, "no IANA time zone"),
+        ({**PLAIN, "tenant": "x"}, "is no key"),
+    ],
+)
+def test_a_mapping_that_makes_no_sense_is_refused(mapping, said):
+    with pytest.raises((CatalogError, ValidationError), match=said):
+        catalogue(*files(mapping=mapping))
+
+
+def test_plain_records_and_mapped_ones_may_share_a_catalogue(place):
+    place.sources = (*files("*.csv"), {"name": "own", "kind": "json_lines", "path": "logs"})
+    (place.logs / "a.csv").write_text(as_csv(row("e1")))
+    (place.logs / "a.jsonl").write_bytes(line("e1"))
+    place.land()
+    assert [(event["source"], event["event_id"]) for event in place.events()] == [("logs", "e1"), ("own", "e1")]
