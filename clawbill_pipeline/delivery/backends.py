@@ -31,6 +31,8 @@ LONGEST_IDENTIFIER = 100
 V1_CALLS_PER_SECOND = 1_000
 #: A correction is stamped one second later than the one before; the shortest window is a quarter of an hour.
 MOST_REVISIONS = 899
+#: Why a record is parked for good whose value Stripe would never take; only a correction helps.
+UNSENDABLE = "invalid_value"
 
 
 class MeterMismatch(ValueError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.delivery.backends import UNSENDABLE
 from clawbill_pipeline.ledger import Ledger
 
 
@@ -102,7 +103,7 @@ def retry(ledger: Ledger, which: Which, *, now: datetime, by: str) -> int:
     """Has records tried again at the next delivery; returns how many. ``by`` is who wants it.
 
     What is parked or waits flows again under its identifier. A rejected record keeps its state, since its identifier
-    is used up: the next planning writes a new revision in its place.
+    is used up: the next planning writes a new revision in its place. A value that Stripe never takes stays parked.
     """
     conditions, given = _conditions(which)
     query = f"""
@@ -110,11 +111,11 @@ def retry(ledger: Ledger, which: Which, *, now: datetime, by: str) -> int:
         SET parked = CASE WHEN state = 'rejected' THEN 'replan' END, next_attempt_at = NULL
         WHERE {conditions} AND state <> 'delivered' AND state <> 'sending'
           AND (parked IS NOT NULL OR next_attempt_at IS NOT NULL OR state = 'rejected')
-          AND parked IS DISTINCT FROM 'replan'
+          AND parked IS DISTINCT FROM 'replan' AND parked IS DISTINCT FROM :unsendable
         RETURNING identifier, tenant_id
     """  # noqa: S608 -- own text
     with ledger.transaction() as connection:
-        moved = connection.execute(text(query), given).all()
+        moved = connection.execute(text(query), given | {"unsendable": UNSENDABLE}).all()
         _record(connection, "usage_record.retried", moved, now, {"by": by})
     return len(moved)
 

@@ -24,6 +24,7 @@ from clawbill_pipeline.delivery.backends import (
     BACKENDS,
     LONGEST_IDENTIFIER,
     MOST_REVISIONS,
+    UNSENDABLE,
     Backend,
     Record,
     canonical,
@@ -76,7 +77,8 @@ def whole_units(windows: Sequence[Window], period_exact: Decimal, period_units: 
 
     ``period_exact`` and ``period_units`` are what is planned so far for the whole period, these windows included.
     Afterwards the period's units are its exact sum rounded half away from zero. The part of a unit that other windows
-    gained or lost by rounding is spread evenly, so that no window is far from its own usage.
+    gained or lost by rounding is spread evenly, so that no window is far from its own usage; and none becomes negative
+    without negative usage as long as another one of ``windows`` can give what it owes.
     """
     if not windows:
         return []
@@ -93,7 +95,22 @@ def whole_units(windows: Sequence[Window], period_exact: Decimal, period_units: 
             after = rounded(so_far + drift * number / count, 0)
             units.append(after - before)
             before = after
-        return units
+        return _without_debts(windows, units)
+
+
+def _without_debts(windows: Sequence[Window], units: list[Decimal]) -> list[Decimal]:
+    """The same total, with what windows owe by rounding alone taken from those that got most above their usage."""
+    debtors = [number for number, window in enumerate(windows) if units[number] < 0 <= window.exact]
+    if debtors:
+        owed = -sum((units[number] for number in debtors), ZERO)
+        for number in debtors:
+            units[number] = ZERO
+        for number in sorted(range(len(units)), key=lambda number: windows[number].exact - units[number]):
+            given = max(ZERO, min(owed, units[number]))
+            units[number] -= given
+            owed -= given
+        units[debtors[0]] -= owed
+    return units
 
 
 def plan(
@@ -115,6 +132,7 @@ def plan(
     given = {
         "since": since,
         "until": until,
+        "unsendable": UNSENDABLE,
         "services": services,
         "by_amount": [catalog.services[service].bill_by == "amount" for service in services],
         "scales": [_scale(catalog, service) for service in services],
@@ -127,7 +145,7 @@ def plan(
         connection.execute(text(_CHANGED), given)
         waiting = connection.execute(text(_WAITING)).one()
         for rows in _batches(connection):
-            fresh = [record for group in rows for record in _records(group, now, run_id)]
+            fresh = [record for group in rows for record in _records(connection, group, now, run_id)]
             copy_rows(connection, "usage_records", _COLUMNS, fresh)
             records += len(fresh)
             corrections += sum(1 for record in fresh if record[_REVISION] > 1)
@@ -179,7 +197,7 @@ FROM wanted
 """
 
 # Windows whose exact units are not those of their newest planned revision, or whose rejected record a person wants to
-# try again. A rejected record never took effect.
+# try again. What was rejected or can't be sent has no effect, so a difference does not build on it.
 _CHANGED = """
 CREATE TEMPORARY TABLE changed ON COMMIT DROP AS
 WITH newest AS (
@@ -187,7 +205,7 @@ WITH newest AS (
         (array_agg(exact_units ORDER BY revision DESC))[1] AS exact_units,
         (array_agg(units ORDER BY revision DESC))[1] AS units,
         (array_agg(state = 'rejected' AND parked = 'replan' ORDER BY revision DESC))[1] AS again,
-        sum(value) FILTER (WHERE state <> 'rejected') AS sent
+        sum(value) FILTER (WHERE state <> 'rejected' AND parked IS DISTINCT FROM :unsendable) AS sent
     FROM usage_records WHERE hour >= :since AND hour < :until
     GROUP BY hour, customer_id, meter, window_start
 )
@@ -250,10 +268,14 @@ _COLUMNS = (
 _REVISION, _PARKED = _COLUMNS.index("revision"), _COLUMNS.index("parked")
 
 
-def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple[Any, ...]]:
+def _records(connection: Connection, group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple[Any, ...]]:
     """Rows of ``usage_records`` for the changed windows of one customer, meter and period."""
-    windows = [Window(row.exact, row.planned_exact, row.planned_units) for row in group]
-    for row, units in zip(group, whole_units(windows, group[0].period_exact, group[0].period_units), strict=True):
+    units_of = _units(group)
+    if owed := -sum(min(units, ZERO) for row, units in zip(group, units_of, strict=True) if row.exact >= 0):
+        # Rounding alone would make a window negative: windows that did not change give what is missing.
+        group = [*group, *_lenders(connection, group, int(owed))]
+        units_of = _units(group)
+    for row, units in zip(group, units_of, strict=True):
         backend, revision = BACKENDS[row.backend], row.revision + 1
         value = units if backend.absolute else units - row.sent
         record = Record(
@@ -275,6 +297,48 @@ def _records(group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple
         )  # fmt: skip
 
 
+def _units(group: Sequence[Any]) -> list[Decimal]:
+    windows = [Window(row.exact, row.planned_exact, row.planned_units) for row in group]
+    return whole_units(windows, group[0].period_exact, group[0].period_units)
+
+
+def _lenders(connection: Connection, group: Sequence[Any], most: int) -> Sequence[Any]:
+    """Windows of the group's period that did not change and have units to give, furthest above their usage first."""
+    given = {
+        "customer_id": group[0].customer_id,
+        "meter": group[0].meter,
+        "period_start": group[0].period_start,
+        "windows": [row.window_start for row in group],
+        "unsendable": UNSENDABLE,
+        "most": most,
+    }
+    return connection.execute(text(_LENDERS), given).all()
+
+
+_LENDERS = """
+WITH newest AS (
+    SELECT DISTINCT ON (hour, window_start) hour, customer_id, meter, period_start, window_start, tenant_id, service,
+        backend, exact_units AS exact, revision, exact_units AS planned_exact, units AS planned_units, state, parked
+    FROM usage_records
+    WHERE customer_id = :customer_id AND meter = :meter
+      AND hour >= CAST(:period_start AS timestamptz) - interval '1 hour'
+      AND hour < CAST(:period_start AS timestamptz) + interval '32 days'
+    ORDER BY hour, window_start, revision DESC
+)
+SELECT newest.*, i.subscription_item_id,
+    (
+        SELECT coalesce(sum(value), 0) FROM usage_records u
+        WHERE u.hour = newest.hour AND u.customer_id = newest.customer_id AND u.meter = newest.meter
+          AND u.window_start = newest.window_start
+          AND u.state <> 'rejected' AND u.parked IS DISTINCT FROM :unsendable
+    ) AS sent
+FROM newest JOIN stripe_items i USING (tenant_id, service)
+WHERE period_start = :period_start AND planned_units > 0 AND state <> 'rejected' AND parked IS NULL
+  AND window_start <> ALL(CAST(:windows AS timestamptz[]))
+ORDER BY planned_units - exact DESC, window_start LIMIT :most
+"""
+
+
 def identifier(customer_id: str, meter: str, window_start: datetime, revision: int) -> str:
     """The identifier of a usage record, at most 100 characters: the same row, the same identifier, on any machine.
 
@@ -290,7 +354,7 @@ def identifier(customer_id: str, meter: str, window_start: datetime, revision: i
 def _hindrance(backend: Backend, value: Decimal, revision: int) -> tuple[str | None, str | None]:
     """Why a record can't be sent as it is: a short code and a sentence."""
     if (refused := backend.hindrance(value)) is not None:
-        return "invalid_value", refused
+        return UNSENDABLE, refused
     if revision > MOST_REVISIONS:
         return "too_many_revisions", f"revision {revision}: a window has a second of its own for {MOST_REVISIONS} only"
     return None, None

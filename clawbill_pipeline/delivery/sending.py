@@ -20,7 +20,15 @@ import stripe
 
 from clawbill_pipeline.catalog import Catalog, UnknownTenant
 from clawbill_pipeline.catalog.periods import HOUR
-from clawbill_pipeline.delivery.backends import BACKENDS, FURTHEST_AHEAD, OLDEST, Intent, Session, payload_hash
+from clawbill_pipeline.delivery.backends import (
+    BACKENDS,
+    FURTHEST_AHEAD,
+    OLDEST,
+    UNSENDABLE,
+    Intent,
+    Session,
+    payload_hash,
+)
 from clawbill_pipeline.delivery.errors import account_is_refused, had_no_effect, may_work_later, retry_after, said
 from clawbill_pipeline.delivery.outbox import (
     Claims,
@@ -131,8 +139,8 @@ class _Turn(NamedTuple):
 def sendable(rows: Sequence[OutboxRow], now: datetime) -> Iterator[OutboxRow]:
     """Which open ``rows`` of one lane may be sent now, in an order in which a correction never overtakes.
 
-    A revision waits for the ones before it in its window: on an hourly meter the last to arrive wins, and a difference
-    builds on what came before. Only what was never tried and is parked is passed over by an absolute one.
+    A revision waits for the ones before it in its window, parked ones too: on an hourly meter the last to arrive wins,
+    and a difference builds on what came before. Only what Stripe would never take is passed over.
     """
     blocked: datetime | None = None
     for row in rows:
@@ -140,7 +148,7 @@ def sendable(rows: Sequence[OutboxRow], now: datetime) -> Iterator[OutboxRow]:
             continue
         if row.parked is None and (row.next_attempt_at is None or row.next_attempt_at <= now):
             yield row
-        elif row.parked is None or row.attempts or not BACKENDS[row.backend].absolute:
+        elif row.parked != UNSENDABLE:
             blocked = row.window_start
 
 

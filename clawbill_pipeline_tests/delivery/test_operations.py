@@ -9,7 +9,7 @@ from sqlalchemy import insert
 
 from clawbill_pipeline.delivery.operations import NotFound, Which, counts, listed, park, retry, show
 from clawbill_pipeline.ledger.tables import audit_trail
-from clawbill_pipeline_tests.delivery.world import HOUR, T0, World
+from clawbill_pipeline_tests.delivery.world import BACKENDS, HOUR, T0, World
 
 
 @pytest.fixture(params=["hour_meter", "sum_meter"])
@@ -67,8 +67,10 @@ def test_parking_everything_is_never_meant(planned: World) -> None:
         park(planned.ledger, Which(), reason="x", now=planned.now(), by="ann")
 
 
-def test_a_correction_waits_behind_a_parked_difference(world: World) -> None:
-    world.provision_as("sum_meter")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_correction_waits_behind_what_is_parked(world: World, backend: str) -> None:
+    """Otherwise the older one would come last when somebody lets it go."""
+    world.provision_as(backend)
     world.rate("acme", "tokens", T0, "3")
     world.plan()
     park(world.ledger, Which(tenant_id="acme"), reason="disputed", now=world.now(), by="ann")

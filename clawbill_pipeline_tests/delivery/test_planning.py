@@ -66,6 +66,16 @@ def test_thirds_do_not_pile_up() -> None:
     assert set(plan.units.values()) == {D(0), D(1)}
 
 
+@given(st.lists(st.decimals(0, 3, places=3), min_size=1, max_size=20), st.data())
+def test_no_window_is_negative_without_negative_usage(before: list[Decimal], data: st.DataObject) -> None:
+    plan = Plan()
+    plan.change(dict(enumerate(before)))
+    plan.change(
+        {at: data.draw(st.decimals(0, 3, places=3).filter(lambda new, at=at: new != before[at])) for at in plan.units}
+    )
+    assert all(units >= 0 for units in plan.units.values())
+
+
 def test_half_rounds_away_from_zero() -> None:
     assert whole_units([Window(D("2.5"))], D(0), D(0)) == [3]
     assert whole_units([Window(D("-2.5"))], D(0), D(0)) == [-3]
@@ -174,6 +184,31 @@ def test_a_rejected_difference_is_made_up_for(world: World) -> None:
     world.rate("acme", "tokens", T0, "5")
     world.plan()
     assert [int(row.value) for row in world.rows()] == [3_000_000, 5_000_000]
+
+
+def test_a_unit_that_rounding_owes_is_given_by_another_window(provisioned: World) -> None:
+    for hour in range(2):
+        provisioned.rate("acme", "tokens", T0 + hour * HOUR, "0.0000004")
+        provisioned.plan()
+    assert [row.units for row in provisioned.rows()] == [0, 1]
+    provisioned.rate("acme", "tokens", T0, "0")
+    assert provisioned.plan().records == 2
+    assert [(row.window_start, row.revision, row.units) for row in provisioned.rows()] == [
+        (T0, 1, 0),
+        (T0, 2, 0),
+        (T0 + HOUR, 1, 1),
+        (T0 + HOUR, 2, 0),
+    ]
+    assert provisioned.plan().records == 0
+
+
+def test_a_difference_does_not_build_on_what_cannot_be_sent(world: World) -> None:
+    world.provision_as("sum_meter")
+    for amount in ("1000000000.5", "5"):
+        world.rate("acme", "tokens", T0, amount)
+        world.plan()
+    assert world.deliver().delivered == 1
+    assert world.held("acme", "tokens") == 5_000_000
 
 
 def test_hours_limit_what_is_planned(provisioned: World) -> None:
