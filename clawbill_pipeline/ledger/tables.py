@@ -439,6 +439,22 @@ reports = Table(
     UniqueConstraint("period", "name", "sha256"),
 )
 
+# Who was told of what: a matter is told to a route once, and once more when it is over.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("route", Text, nullable=False, comment="Who is told, as CLAWBILL_ALERTS has it; never the address."),
+    Column("kind", Text, nullable=False, comment="break, source, parked, held or run."),
+    Column("key", Text, nullable=False, comment="Which one: the break's id, the source, the tenant, the run."),
+    Column("topic", Text, nullable=False, comment="What is told in one message: matters of a kind, and of a period."),
+    Column("summary", Text, nullable=False, comment="The matter in a line."),
+    _at("raised_at"),
+    Column("told_at", DateTime(timezone=True), comment="Null while no message got through."),
+    Column("resolved_at", DateTime(timezone=True), comment="When its end was told; null while it lasts."),
+    Index("alerts_open_key", "route", "kind", "key", unique=True, postgresql_where=text("resolved_at IS NULL")),
+)
+
 #: What a column means wherever it stands, unless the table says more.
 _COMMON = {
     "id": "Number in the order of writing.",
@@ -495,6 +511,7 @@ _COMMON = {
     "sha256": "Of the content.",
     "bytes": "Size.",
     "made_at": "When it was written.",
+    "raised_at": "When it was found that somebody has to be told.",
     "description": "Stripe's text of the line.",
 }
 for _table in metadata.tables.values():

@@ -10,6 +10,31 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$;
 
+CREATE TABLE ledger.alerts (
+    id BIGINT GENERATED ALWAYS AS IDENTITY,
+    route TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    key TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    summary TEXT NOT NULL,
+    raised_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    told_at TIMESTAMP WITH TIME ZONE,
+    resolved_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT alerts_pkey PRIMARY KEY (id)
+);
+
+COMMENT ON COLUMN ledger.alerts.id IS 'Number in the order of writing.';
+COMMENT ON COLUMN ledger.alerts.route IS 'Who is told, as CLAWBILL_ALERTS has it; never the address.';
+COMMENT ON COLUMN ledger.alerts.kind IS 'break, source, parked, held or run.';
+COMMENT ON COLUMN ledger.alerts.key IS 'Which one: the break''s id, the source, the tenant, the run.';
+COMMENT ON COLUMN ledger.alerts.topic IS 'What is told in one message: matters of a kind, and of a period.';
+COMMENT ON COLUMN ledger.alerts.summary IS 'The matter in a line.';
+COMMENT ON COLUMN ledger.alerts.raised_at IS 'When it was found that somebody has to be told.';
+COMMENT ON COLUMN ledger.alerts.told_at IS 'Null while no message got through.';
+COMMENT ON COLUMN ledger.alerts.resolved_at IS 'When its end was told; null while it lasts.';
+
+CREATE UNIQUE INDEX alerts_open_key ON ledger.alerts (route, kind, key) WHERE resolved_at IS NULL;
+
 CREATE TABLE ledger.audit_trail (
     id BIGINT GENERATED ALWAYS AS IDENTITY,
     at TIMESTAMP WITH TIME ZONE NOT NULL,
