@@ -92,12 +92,13 @@ def layout(drawn: Sequence[Asset]) -> tuple[dict[str, Place], list[Edge]]:
         above[lower].append(upper)
     places: dict[str, Place] = {}
     for row in range(max(rows.values(), default=-1) + 1):
-        # Beneath the middle of what is above, so that edges rarely cross; names decide where that is a tie.
-        here = sorted(
-            (name for name in rows if rows[name] == row),
-            key=lambda name: (_mean(places[parent].middle for parent in above[name]), name),
-        )
-        places |= {name: Place(row, number - (len(here) - 1) / 2) for number, name in enumerate(here)}
+        # In the order of what is above them, so that edges rarely cross; names decide where that is a tie.
+        under = {name: _mean(places[upper].middle for upper in above[name]) for name in rows if rows[name] == row}
+        here = sorted(under, key=lambda name: (under[name], name))
+        # Side by side, and the whole row where its edges are straightest; in half columns, or they are almost straight.
+        aside = [under[name] - number for number, name in enumerate(here) if above[name]]
+        start = round(2 * _mean(aside)) / 2 if aside else -(len(here) - 1) / 2
+        places |= {name: Place(row, start + number) for number, name in enumerate(here)}
     return places, edges
 
 
