@@ -13,10 +13,13 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Name = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Part of every event's identity: never rename.")
+]
+
+
 class _Source(_Closed):
-    name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Part of every event's identity: never rename."
-    )
+    name: Name
     path: str = Field(description="Folder, relative to the catalogue or absolute.")
 
 
@@ -124,6 +127,55 @@ class Files(_Files):
     mapping: Mapping
 
 
+class LiteLlm(_Files):
+    """Spend logs of LiteLLM, exported as JSON lines, JSON arrays or CSV: tokens.input and tokens.output.
+
+    Their dimensions are provider (``custom_llm_provider``) and model. Prompt tokens count those read from a cache.
+    """
+
+    kind: Literal["litellm"]
+    pattern: Patterns = Field("**/*.json*", description="Glob below path.")
+    tenant: str = Field("team_id", description="The field that is the tenant: team_id, organization_id, end_user, ….")
+    event_id: str = Field("request_id", description="The field that is unique; id in callbacks' own payloads.")
+
+    @property
+    def mapping(self) -> Mapping:
+        return Mapping.model_validate(
+            {
+                "event_id": self.event_id,
+                "tenant_id": self.tenant,
+                "timestamp": "startTime",
+                "dimensions": {"provider": "custom_llm_provider", "model": "model"},
+                "usage": [
+                    {"service": {"constant": "tokens.input"}, "quantity": "prompt_tokens"},
+                    {"service": {"constant": "tokens.output"}, "quantity": "completion_tokens"},
+                ],
+            }
+        )
+
+
+class SqlTable(_Closed):
+    """A table or view of any database that SQLAlchemy knows, read in the order of a column that only grows.
+
+    The address is in the environment, since it holds a password. Rows are read from a while before the last one on,
+    for transactions that commit late; those that were read before are duplicates by their event id.
+    """
+
+    kind: Literal["sql_table"]
+    name: Name
+    url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="The variable that holds the database's URL.")
+    table: str = Field(description="Name, with its schema where it has one: public.spend_logs.")
+    order_by: str = Field(description="A column of whole numbers or times that only grows, with an index.")
+    overlap: int = Field(3600, ge=0, description="How far before the last row reading begins: seconds, or numbers.")
+    mapping: Mapping
+
+    @model_validator(mode="after")
+    def _known_again(self) -> Self:
+        if self.mapping.event_id is None:
+            raise ValueError("mapping: rows are read more than once, so event_id must name a column that is unique")
+        return self
+
+
 #: What a line of an OpenClaw transcript that bears usage becomes.
 OpenClawService = Literal["tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages"]
 OPENCLAW_SERVICES: tuple[OpenClawService, ...] = (
@@ -145,4 +197,4 @@ class OpenClawFleet(_Source):
     )
 
 
-Source = Annotated[JsonLines | CloudEvents | Files | OpenClawFleet, Field(discriminator="kind")]
+Source = Annotated[JsonLines | CloudEvents | Files | LiteLlm | SqlTable | OpenClawFleet, Field(discriminator="kind")]

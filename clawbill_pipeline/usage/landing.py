@@ -120,7 +120,7 @@ class Run:
                 except (OSError, sqlite3.Error) as error:
                     self.total.problem("unreadable", source.name, input.uri, str(error))
         except OSError as error:
-            self.total.problem("unreadable", source.name, source.path, str(error))
+            self.total.problem("unreadable", source.name, "source", str(error))
         unchanged.keep()
 
     def input(self, source: str, input: Input, unchanged: Unchanged) -> None:

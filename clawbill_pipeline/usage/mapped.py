@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Fields
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -177,3 +178,24 @@ def exact_float(value: float) -> Decimal | str:
     if number.is_finite() and len(number.normalize().as_tuple().digits) > _SURE_DIGITS:
         return f"{value!r} (a double of more than {_SURE_DIGITS} digits)"
     return number
+
+
+def row_text(row: Fields[str, Any]) -> bytes:
+    """A row of a table as a line of JSON that loses nothing: decimals and sure doubles as text, times in UTC."""
+    return json.dumps(_plain(row)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Fields):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return str(exact_float(value))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
+    if isinstance(value, Decimal | date):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
-from clawbill_pipeline.usage.mapped import exact_float
+from clawbill_pipeline.usage.mapped import row_text
 
 _ROWS = 100_000
 
@@ -43,7 +40,7 @@ class ParquetBlock(NamedTuple):
         """The rows at ``indices`` as lines of JSON."""
         wanted = [int(index) for index in indices]
         for index, row in zip(wanted, self.rows.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
-            yield Line(self.first + index + 1, 0, json.dumps(_plain(row)).encode())
+            yield Line(self.first + index + 1, 0, row_text(row))
 
 
 class Parquet:
@@ -100,20 +97,3 @@ class Parquet:
             raise InputFault(
                 "corrupt_file", f"no Parquet file that can be read ({error}); put the whole file there"
             ) from None
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON that loses nothing: decimals and sure doubles as text, times in UTC."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return str(exact_float(value))
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
-    if isinstance(value, Decimal | date):
-        return str(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return value if isinstance(value, str | int | bool | None) else str(value)

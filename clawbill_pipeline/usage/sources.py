@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from clawbill_pipeline.catalog.sources import CloudEvents, Files, OpenClawFleet, Patterns, Source
+from clawbill_pipeline.catalog.sources import CloudEvents, Files, LiteLlm, OpenClawFleet, Patterns, Source, SqlTable
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
 from clawbill_pipeline.usage.mapped import Mapped, MappedCsv
 from clawbill_pipeline.usage.openclaw import fleet_inputs
 from clawbill_pipeline.usage.parquet import Parquet
+from clawbill_pipeline.usage.sql import TableRows
 from clawbill_pipeline.usage.text import COMPRESSED, text_file, uri_of
 
 
 def inputs(source: Source, folder: Path) -> Iterator[Input]:
     """The inputs of ``source``, in a fixed order; ``folder`` is where relative paths start. Raises OSError."""
+    if isinstance(source, SqlTable):
+        yield TableRows(source, os.environ)
+        return
     root = folder / source.path
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}; correct `path` in the catalogue, or make it")
@@ -24,15 +29,15 @@ def inputs(source: Source, folder: Path) -> Iterator[Input]:
         return
     for path in files(root, source.pattern):
         uri = uri_of(path, root)
-        if isinstance(source, Files):
+        if isinstance(source, Files | LiteLlm):
             yield _mapped_file(source, path, uri)
         else:
             format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
             yield text_file(path, uri, format, read_again=source.changed_files == "read_again")
 
 
-def _mapped_file(source: Files, path: Path, uri: str) -> Input:
-    kind = source.format
+def _mapped_file(source: Files | LiteLlm, path: Path, uri: str) -> Input:
+    kind, delimiter = (source.format, source.delimiter) if isinstance(source, Files) else ("auto", ",")
     if kind == "auto":
         plain = path.with_suffix("") if path.suffix in COMPRESSED else path
         kind = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(plain.suffix, "json")  # type: ignore[assignment]
@@ -42,7 +47,7 @@ def _mapped_file(source: Files, path: Path, uri: str) -> Input:
     if kind == "json":
         return text_file(path, uri, Mapped(source.mapping, uri), read_again=again)
     file = text_file(path, uri, Mapped(source.mapping, uri), json=False, read_again=again)
-    file.format = MappedCsv(source.mapping, uri, file.first_line, source.delimiter)
+    file.format = MappedCsv(source.mapping, uri, file.first_line, delimiter)
     return file
 
 

@@ -217,3 +217,32 @@ def test_plain_records_and_mapped_ones_may_share_a_catalogue(place):
     (place.logs / "a.jsonl").write_bytes(line("e1"))
     place.land()
     assert [(event["source"], event["event_id"]) for event in place.events()] == [("logs", "e1"), ("own", "e1")]
+
+
+@real
+def test_litellm_spend_logs_and_payloads(place):
+    payload = json.loads((DATA / "litellm" / "example_standard_logging_payload.json").read_text())
+    payload |= {"startTime": 1795342500.28466, "end_user": "acme"}
+    spend = {
+        "request_id": "r1",
+        "team_id": "globex",
+        "startTime": "2026-11-22T10:15:00.123Z",
+        "model": "gpt-4o",
+        "custom_llm_provider": "openai",
+        "prompt_tokens": 12,
+        "completion_tokens": 0,
+    }
+    (place.logs / "payloads").mkdir()
+    (place.logs / "payloads" / "a.json").write_text(json.dumps(payload, indent=2))
+    (place.logs / "spend.jsonl").write_text(json.dumps(spend) + "\n" + json.dumps({**spend, "team_id": None}) + "\n")
+    place.sources = (
+        {"name": "payloads", "kind": "litellm", "path": "logs/payloads", "tenant": "end_user", "event_id": "id"},
+        {"name": "spend", "kind": "litellm", "path": "logs", "pattern": "*.jsonl"},
+    )
+    place.land()
+    assert [(e["tenant_id"], e["service"], e["dimensions"], e["quantity"]) for e in place.events()] == [
+        ("acme", "tokens.input", "openai/gpt-4o", payload["prompt_tokens"]),
+        ("acme", "tokens.output", "openai/gpt-4o", payload["completion_tokens"]),
+        ("globex", "tokens.input", "openai/gpt-4o", 12),
+    ]
+    assert [(row["reason"], row["field"]) for row in place.quarantine()] == [("missing_field", "team_id")]

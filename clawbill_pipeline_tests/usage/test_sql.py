@@ -1,0 +1,83 @@
+"""Usage in a table of any database: continued with an overlap, exact, and without the password in any message."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import BigInteger, Column, DateTime, MetaData, Numeric, Table, Text, create_engine, insert
+
+from clawbill_pipeline.catalog import CatalogError
+from clawbill_pipeline_tests.usage.conftest import catalogue, quantities
+
+SOURCE = {
+    "name": "spend",
+    "kind": "sql_table",
+    "url_env": "SPEND_URL",
+    "table": "spend_logs",
+    "order_by": "id",
+    "overlap": 2,
+    "mapping": {
+        "event_id": "id",
+        "tenant_id": "team",
+        "timestamp": "at",
+        "usage": [{"service": {"constant": "api.calls"}, "quantity": "calls"}],
+    },
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def spend(request, place, monkeypatch):
+    url = f"sqlite:///{place.folder}/spend.db" if request.param == "sqlite" else request.getfixturevalue("database_url")
+    monkeypatch.setenv("SPEND_URL", url)
+    engine = create_engine(url)
+    table = Table(
+        "spend_logs",
+        MetaData(),
+        Column("id", BigInteger, primary_key=True),
+        Column("team", Text),
+        Column("at", DateTime(timezone=True)),
+        # SQLite has no exact decimals of its own: text keeps them.
+        Column("calls", Text if request.param == "sqlite" else Numeric(38, 12)),
+    )
+    table.create(engine)
+
+    def add(*rows):
+        with engine.begin() as connection:
+            at = datetime.fromisoformat("2026-11-22T10:15:00+00:00")
+            connection.execute(
+                insert(table),
+                [{"id": i, "team": "acme", "at": at + timedelta(minutes=i), "calls": calls} for i, calls in rows],
+            )
+
+    yield add
+    engine.dispose()
+
+
+@pytest.mark.parametrize("order_by", ["id", "at"])
+def test_rows_land_once_and_late_commits_are_found(place, spend, order_by):
+    place.sources = ({**SOURCE, "order_by": order_by, "overlap": 2 if order_by == "id" else 120},)
+    long = "12345678901234567890123456.123456789012"
+    spend((1, "1.5"), (2, long), (4, "4"))
+    assert place.land().events == 3
+    assert place.land().landings <= 1
+    assert place.land().landings == 0
+    spend((3, "3"), (5, "0"), (6, "-6"))
+    place.land()
+    assert quantities(place.events()) == {"1": Decimal("1.5"), "2": Decimal(long), "3": 3, "4": 4}
+    assert [row["reason"] for row in place.quarantine()] == ["negative"]
+
+
+def test_a_database_that_is_away_is_said_without_its_password(place, monkeypatch):
+    place.sources = (SOURCE,)
+    for url in ("", "postgresql://me:hunter2@127.0.0.1:1/none", "nonsense", "nosuchdb://me:hunter2@x/y", "sqlite://"):
+        monkeypatch.setenv("SPEND_URL", url)
+        landed = place.land()
+        assert len(landed.problems) == 1
+        assert "SPEND_URL" in landed.problems[0] or "spend_logs" in landed.problems[0]
+        assert "hunter2" not in str(landed)
+
+
+def test_a_table_needs_an_event_id():
+    mapping = {name: value for name, value in SOURCE["mapping"].items() if name != "event_id"}
+    with pytest.raises(CatalogError, match="event_id must name a column"):
+        catalogue({**SOURCE, "mapping": mapping})
