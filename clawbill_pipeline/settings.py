@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -43,6 +44,14 @@ class Settings(BaseModel):
     portal_token: SecretStr | None = Field(
         None, description="CLAWBILL_PORTAL_TOKEN: what the host's application shows to get a customer portal's address."
     )
+    users: Path | None = Field(None, description="CLAWBILL_USERS: the users file; default <state>/users.yaml.")
+    proxy_user_header: str | None = Field(
+        None, description="CLAWBILL_PROXY_USER_HEADER: where an authenticating proxy puts the user's name."
+    )
+    proxy_addresses: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (ip_network("127.0.0.0/8"), ip_network("::1/128")),
+        description="CLAWBILL_PROXY_ADDRESSES: where that proxy connects from; networks, separated by commas.",
+    )
     clock: Path | None = Field(None, description="CLAWBILL_CLOCK: a file with the time to live at (demonstrations).")
 
     @classmethod
@@ -62,6 +71,9 @@ class Settings(BaseModel):
             "stripe_api_base": env.get("CLAWBILL_STRIPE_API_BASE"),
             "web_url": env.get("CLAWBILL_WEB_URL"),
             "portal_token": env.get("CLAWBILL_PORTAL_TOKEN"),
+            "users": env.get("CLAWBILL_USERS"),
+            "proxy_user_header": env.get("CLAWBILL_PROXY_USER_HEADER"),
+            "proxy_addresses": _networks(env.get("CLAWBILL_PROXY_ADDRESSES", "")),
             "clock": env.get("CLAWBILL_CLOCK"),
         }
         values: dict[str, object] = {name: value for name, value in named.items() if value}
@@ -81,6 +93,10 @@ class Settings(BaseModel):
     @property
     def reports_root(self) -> Path:
         return self.state / "reports"
+
+    @property
+    def users_file(self) -> Path:
+        return self.users or self.state / "users.yaml"
 
     def need_database(self) -> str:
         """The ledger's URL. Raises SettingsError where none is set."""
@@ -102,6 +118,13 @@ class Settings(BaseModel):
             raise SettingsError("Stripe is not configured: set STRIPE_SECRET_KEY")
         refuse_live(self.stripe_key, live_allowed=live_allowed)
         return self.stripe_key
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise SettingsError(f"CLAWBILL_PROXY_ADDRESSES: {error}; write networks such as 10.0.0.0/24") from None
 
 
 def is_live(key: SecretStr) -> bool:
