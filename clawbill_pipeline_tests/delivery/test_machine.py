@@ -31,10 +31,10 @@ booking = st.tuples(tenants, hours, amounts)
 faults = st.lists(st.sampled_from([None, *FAULTS]), max_size=8)
 
 
-def machine(server: AnyServer, template: str, sandbox: Sandbox, proxy: Faulty, folder: Path) -> type:
+def machine(backend: str, server: AnyServer, template: str, sandbox: Sandbox, proxy: Faulty, folder: Path) -> type:
     class Delivery(RuleBasedStateMachine):
-        @initialize(backend=st.sampled_from(BACKENDS))
-        def begin(self, backend: str) -> None:
+        @initialize()
+        def begin(self) -> None:
             self.database = fresh_database(server, template)
             url = server.url(self.database.__enter__())
             proxy.script()
@@ -136,14 +136,16 @@ def _run(examples: int, steps: int, *fixtures: object) -> None:
     run_state_machine_as_test(machine(*fixtures), settings=chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_any_order_ends_right(
-    postgres_server: AnyServer, ledger_template: str, sandbox: Sandbox, proxy: Faulty, tmp_path: Path
+    backend: str, postgres_server: AnyServer, ledger_template: str, sandbox: Sandbox, proxy: Faulty, tmp_path: Path
 ) -> None:
-    _run(15, 20, postgres_server, ledger_template, sandbox, proxy, tmp_path)
+    _run(8, 25, backend, postgres_server, ledger_template, sandbox, proxy, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_any_order_ends_right_at_length(
-    postgres_server: AnyServer, ledger_template: str, sandbox: Sandbox, proxy: Faulty, tmp_path: Path
+    backend: str, postgres_server: AnyServer, ledger_template: str, sandbox: Sandbox, proxy: Faulty, tmp_path: Path
 ) -> None:
-    _run(300, 40, postgres_server, ledger_template, sandbox, proxy, tmp_path)
+    _run(150, 40, backend, postgres_server, ledger_template, sandbox, proxy, tmp_path)
