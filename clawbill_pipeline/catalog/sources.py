@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -154,6 +155,40 @@ class LiteLlm(_Files):
         )
 
 
+class TenantRule(_Closed):
+    """Whose request it is, by a regular expression on a part of it; without ``tenant``, by what its group holds."""
+
+    by: Literal["host", "path", "user", "address"]
+    pattern: str
+    tenant: str | None = None
+
+    @model_validator(mode="after")
+    def _tells(self) -> Self:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+        if self.tenant is None and groups != 1:
+            raise ValueError("give a tenant, or a pattern with one group that holds it: ^/t/([a-z]+)/")
+        return self
+
+
+class AccessLog(_Files):
+    """Access logs in the combined format of nginx and Apache: a request each, and the bytes that were sent.
+
+    A file is known by its first line: what rotation renames or compresses is not billed twice, and a new file under
+    the old name is read. Dimensions are host, method and status.
+    """
+
+    kind: Literal["access_log"]
+    changed_files: Literal["flag", "read_again"] = "read_again"
+    pattern: Patterns = Field("**/*access*log*", description="Glob below path, rotated files included.")
+    requests: str | None = Field("requests", description="The service that counts requests; null for none.")
+    bytes: str | None = Field("bytes", description="The service that counts bytes; null for none.")
+    tenants: tuple[TenantRule, ...] = Field(min_length=1, description="The first rule that fits decides.")
+    unmatched: Literal["quarantine", "skip"] = Field("quarantine", description="What becomes of nobody's requests.")
+
+
 class SqlTable(_Closed):
     """A table or view of any database that SQLAlchemy knows, read in the order of a column that only grows.
 
@@ -197,4 +232,6 @@ class OpenClawFleet(_Source):
     )
 
 
-Source = Annotated[JsonLines | CloudEvents | Files | LiteLlm | SqlTable | OpenClawFleet, Field(discriminator="kind")]
+Source = Annotated[
+    JsonLines | CloudEvents | Files | LiteLlm | AccessLog | SqlTable | OpenClawFleet, Field(discriminator="kind")
+]

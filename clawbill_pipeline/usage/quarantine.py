@@ -27,6 +27,7 @@ _SECRETS = re.compile(
     | (?<=bearer\ )[^\s"',]+ | (?<=basic\ )[\w+/=]{8,} | (?<=://)[^\s/@:"]*:[^\s/@"]+(?=@)
     | (?<="password":)\s*"[^"]*" | (?<="passwd":)\s*"[^"]*" | (?<="secret":)\s*"[^"]*" | (?<="token":)\s*"[^"]*"
     | (?<="api_key":)\s*"[^"]*" | (?<="apikey":)\s*"[^"]*" | (?<="authorization":)\s*"[^"]*"
+    | (?<=token=)[^\s&"']+ | (?<=key=)[^\s&"']+ | (?<=password=)[^\s&"']+ | (?<=secret=)[^\s&"']+
     | (?<="access_token":)\s*"[^"]*" | (?<="client_secret":)\s*"[^"]*"
     """
 )

@@ -6,7 +6,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from clawbill_pipeline.catalog.sources import CloudEvents, Files, LiteLlm, OpenClawFleet, Patterns, Source, SqlTable
+from clawbill_pipeline.catalog.sources import (
+    AccessLog,
+    CloudEvents,
+    Files,
+    LiteLlm,
+    OpenClawFleet,
+    Patterns,
+    Source,
+    SqlTable,
+)
+from clawbill_pipeline.usage.access_log import AccessLogLines
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
 from clawbill_pipeline.usage.mapped import Mapped, MappedCsv
@@ -29,7 +39,11 @@ def inputs(source: Source, folder: Path) -> Iterator[Input]:
         return
     for path in files(root, source.pattern):
         uri = uri_of(path, root)
-        if isinstance(source, Files | LiteLlm):
+        if isinstance(source, AccessLog):
+            file = text_file(path, uri, JsonRecords(), json=False, read_again=source.changed_files == "read_again")
+            file.format = AccessLogLines(source, file.first_line)
+            yield file
+        elif isinstance(source, Files | LiteLlm):
             yield _mapped_file(source, path, uri)
         else:
             format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()

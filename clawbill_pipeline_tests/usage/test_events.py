@@ -157,6 +157,6 @@ def test_times_with_a_zone_keep_their_moment(time):
     if offset % timedelta(minutes=1):  # ISO 8601 knows no seconds in offsets: local mean times of before 1900
         return
     try:
-        assert instant(time.isoformat(), "time") == time
-    except Fault:
+        assert instant(time.isoformat(), "time") == time.astimezone(UTC)
+    except (Fault, OverflowError):
         assert not 2 <= time.year <= 9998

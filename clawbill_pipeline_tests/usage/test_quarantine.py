@@ -118,11 +118,16 @@ def test_what_cannot_be_replayed_says_why(place):
     ],
 )  # fmt: skip
 def test_secrets_are_masked_wherever_they_stand(secret):
-    for text in (secret, f'{{"note": "{secret}"}}', f"Authorization: Bearer {secret}", f"x={secret}&y=1"):
+    for text in (secret, f'{{"note": "{secret}"}}', f"Authorization: Bearer {secret}", f"/path?x={secret}&y=1"):
         shown = masked(text.encode())
         assert secret not in shown
         assert "***" in shown
     assert secret[:20] not in masked("x" * 1990 + " " + secret)
+
+
+def test_secrets_in_addresses_are_masked():
+    assert masked("GET /a?token=abc&x=1&api_key=def HTTP/1.1") == "GET /a?token=***&x=1&api_key=*** HTTP/1.1"
+    assert masked("postgresql://me:hunter2@host/db") == "postgresql://***@host/db"
 
 
 def test_what_is_no_secret_stays():
