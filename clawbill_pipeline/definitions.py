@@ -12,6 +12,8 @@ from clawbill_pipeline.defs.jobs import JOBS
 from clawbill_pipeline.defs.price_simulation import price_simulation
 from clawbill_pipeline.defs.resources import resources
 from clawbill_pipeline.defs.schedules import SCHEDULES
+from clawbill_pipeline.defs.sensors.alerts import alerts
+from clawbill_pipeline.defs.sensors.failed_runs import failed_runs
 from clawbill_pipeline.defs.sensors.late_usage import late_usage
 from clawbill_pipeline.defs.sensors.stripe_inbox import stripe_inbox
 
@@ -22,7 +24,7 @@ def build_definitions(overrides: Mapping[str, Any] | None = None) -> dg.Definiti
         assets=dg.load_assets_from_package_module(assets),
         jobs=[*JOBS, price_simulation],
         schedules=SCHEDULES,
-        sensors=[late_usage, stripe_inbox],
+        sensors=[alerts, failed_runs, late_usage, stripe_inbox],
         resources=resources(overrides),
         executor=dg.in_process_executor,
     )

@@ -52,6 +52,9 @@ class Settings(BaseModel):
         (ip_network("127.0.0.0/8"), ip_network("::1/128")),
         description="CLAWBILL_PROXY_ADDRESSES: where that proxy connects from; networks, separated by commas.",
     )
+    alerts: SecretStr | None = Field(
+        None, description="CLAWBILL_ALERTS: who is told of breaks, failed runs and the like; see docs/alerts.md."
+    )
     clock: Path | None = Field(None, description="CLAWBILL_CLOCK: a file with the time to live at (demonstrations).")
 
     @classmethod
@@ -74,6 +77,7 @@ class Settings(BaseModel):
             "users": env.get("CLAWBILL_USERS"),
             "proxy_user_header": env.get("CLAWBILL_PROXY_USER_HEADER"),
             "proxy_addresses": _networks(env.get("CLAWBILL_PROXY_ADDRESSES", "")),
+            "alerts": env.get("CLAWBILL_ALERTS"),
             "clock": env.get("CLAWBILL_CLOCK"),
         }
         values: dict[str, object] = {name: value for name, value in named.items() if value}

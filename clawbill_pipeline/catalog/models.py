@@ -14,7 +14,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
+from clawbill_pipeline.catalog.alerting import Alerting
 from clawbill_pipeline.catalog.closing import Closing
+from clawbill_pipeline.catalog.correcting import Correcting
 from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import Period, period_at, period_of_month, utc_hour
@@ -127,7 +129,12 @@ class Service(Closed):
 
     unit: str = Field(description="What one unit is: token, request, GB-hour.")
     description: str = ""
-    aggregation: Literal["sum"] = Field("sum", description="How events of an hour become its quantity.")
+    aggregation: Literal["sum", "count", "max", "latest", "time_weighted"] = Field(
+        "sum",
+        description="How the events of an hour become its quantity: their sum, their number, the largest, the last by "
+        "event time, or time_weighted: each is a level that holds until the next one or the end of the hour, in "
+        "unit-hours (report a level that lasts again at every full hour).",
+    )
     dimensions: tuple[str, ...] = Field((), description="Priced dimensions, in the fixed order of their values' names.")
     basis: Literal["hourly", "period_to_date"] = Field(
         "hourly", description="hourly rates each hour by itself; period_to_date lets tiers span the billing period."
@@ -236,6 +243,8 @@ class Catalog(Closed):
     calendar: Calendar = Calendar()
     dunning: Dunning = Dunning()
     closing: Closing = Closing()
+    alerts: Alerting = Alerting()
+    correcting: Correcting = Correcting()
     rating: Rating = Rating()
     delivery: Delivery = Delivery()
     sources: tuple[Source, ...] = ()
@@ -262,6 +271,8 @@ class Catalog(Closed):
                 ("closing",), "margin_minutes is not shorter than calendar.stripe_grace: no draft could be compared"
             )
         _no_twins(("sources",), [source.name for source in self.sources])
+        if unknown := set(self.alerts.stale_after_hours_by_source) - {source.name for source in self.sources}:
+            raise Misfit(("alerts", "stale_after_hours_by_source"), f"names no source: {', '.join(sorted(unknown))}")
         _no_twins(("services",), [self.meter(name) for name in self.services])
         _no_twins(("tenants",), [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])
         for card_name, card in self.rate_cards.items():
