@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 
 #: One row a usage event. ``quantity`` is exact; ``event_time`` is UTC; ``line`` is the line or row it came from.
@@ -38,6 +39,13 @@ class Lake:
     def events_file(self, hour: datetime, landing_id: int) -> str:
         """The name, relative to the lake, of the events that one landing has for one hour (aware, on the hour)."""
         return f"usage_events/hour={hour:%Y-%m-%dT%H}/landing-{landing_id:012d}.parquet"
+
+    def ids_file(self, hour: datetime, landings: int, newest: int) -> str:
+        """The name of the index of an hour's event ids, as it is with so many landings, ``newest`` the last of them.
+
+        It can be made again at any time. DuckDB's version is in it since its hashes are.
+        """
+        return f"usage_ids/duckdb-{duckdb.__version__}/hour={hour:%Y-%m-%dT%H}/{landings}-{newest:012d}.parquet"
 
     def path(self, file: str) -> Path:
         """Where a file of the lake is; its folder exists afterwards."""

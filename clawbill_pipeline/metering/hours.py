@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import Connection, text
+import pyarrow as pa
+from sqlalchemy import Connection, Row, text
 
 from clawbill_pipeline.catalog import Catalog, hours_between
-from clawbill_pipeline.catalog.periods import HOUR
+from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
 from clawbill_pipeline.metering.counting import Count, Cut, count
-from clawbill_pipeline.money import plain
+from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
+from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.results import Check
+
+#: Hours are metered together up to so many events; an hour alone may have more.
+BATCH_EVENTS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -35,24 +42,27 @@ class Metered:
 
 
 def meter(
-    ledger: Ledger, lake: Lake, catalog: Catalog, *, start: datetime, end: datetime, now: datetime, run_id: str
+    ledger: Ledger,
+    lake: Lake,
+    catalog: Catalog,
+    *,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    run_id: str,
+    memory_limit: str | None = None,
 ) -> Metered:
     """Meters the UTC hours of ``[start, end)`` from all that landed for them. Run again, it changes nothing.
 
-    Two workers on the same hour wait for one another. Raises LedgerError where the database is away.
+    Two workers on the same hour wait for one another. ``memory_limit`` (``1GB``) is DuckDB's; what is more spills to
+    disk. Raises LedgerError where the database is away.
     """
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
-    with ledger.transaction() as connection:
-        lock_all(connection, (("metering", hour.isoformat()) for hour in hours))
-        landed = connection.execute(_LANDED, {"start": start, "end": end}).all()
-        counted = count([lake.path(row.file) for row in landed], _cuts(catalog, start, end)) if landed else None
-        revisions = _write_quantities(connection, counted, start, end, now, run_id) if counted else []
-        if counted:
-            _write_conflicts(connection, counted, now)
-        _write_hours(connection, hours, landed, counted, revisions, now, run_id)
-        totals = {row.service: row.quantity for row in connection.execute(_TOTALS, {"start": start, "end": end})}
-    return _result(hours, counted, revisions, totals)
+    batches = [
+        _meter_batch(ledger, lake, catalog, batch, now, run_id, memory_limit) for batch in _batches(ledger, hours)
+    ]
+    return _result(hours, batches)
 
 
 def late_hours(ledger: Ledger, *, before: datetime, limit: int = 1000) -> list[tuple[datetime, int]]:
@@ -61,9 +71,98 @@ def late_hours(ledger: Ledger, *, before: datetime, limit: int = 1000) -> list[t
         return [(row.hour, row.landings) for row in connection.execute(_LATE, {"before": before, "limit": limit})]
 
 
-_LANDED = text("SELECT landing_id, hour, file FROM landed_hours WHERE hour >= :start AND hour < :end ORDER BY 1, 2")
+@dataclass(frozen=True)
+class _Batch:
+    """Some hours metered together: events that landed, and what became of them."""
+
+    events: int
+    counted: Count | None
+    revisions: list[tuple[datetime, str]]
+    totals: dict[str, Decimal]
+
+
+def _batches(ledger: Ledger, hours: Sequence[datetime]) -> Iterator[list[datetime]]:
+    """Consecutive hours that are metered in one transaction: few events each, so that memory is bounded."""
+    with ledger.transaction() as connection:
+        given = {"start": hours[0], "end": hours[-1] + HOUR} if hours else {"start": None, "end": None}
+        events = {row.hour: row.events for row in connection.execute(_SIZES, given)}
+    batch: list[datetime] = []
+    size = 0
+    for hour in hours:
+        if batch and size + events.get(hour, 0) > BATCH_EVENTS:
+            yield batch
+            batch, size = [], 0
+        batch.append(hour)
+        size += events.get(hour, 0)
+    if batch:
+        yield batch
+
+
+def _meter_batch(
+    ledger: Ledger,
+    lake: Lake,
+    catalog: Catalog,
+    hours: list[datetime],
+    now: datetime,
+    run_id: str,
+    memory_limit: str | None,
+) -> _Batch:
+    start, end = hours[0], hours[-1] + HOUR
+    with ledger.transaction() as connection:
+        lock_all(connection, (("metering", hour.isoformat()) for hour in hours))
+        landed = connection.execute(_LANDED, {"start": start, "end": end}).all()
+        counted: Count | None = None
+        revisions: list[tuple[datetime, str]] = []
+        if landed:
+            counted = count(
+                [lake.path(row.file) for row in landed],
+                _cuts(catalog, start, end),
+                aggregations={name: service.aggregation for name, service in catalog.services.items()},
+                taken=_taken(connection, lake, start, end, catalog.calendar.conflict_window, memory_limit),
+                memory_limit=memory_limit,
+            )
+            revisions = _write_quantities(connection, counted, start, end, now, run_id)
+            _write_conflicts(connection, counted, now)
+        _write_hours(connection, hours, landed, counted, revisions, now, run_id)
+        totals = {row.service: row.quantity for row in connection.execute(_TOTALS, {"start": start, "end": end})}
+    return _Batch(sum(row.events for row in landed), counted, revisions, totals)
+
+
+def _taken(
+    connection: Connection, lake: Lake, start: datetime, end: datetime, window: timedelta, memory_limit: str | None
+) -> pa.Table | None:
+    """The ids of ``[start, end)`` that belong to an event of another hour within the window."""
+    if not window:
+        return None
+    rows = connection.execute(_LANDED, {"start": start - window, "end": end + window})
+    near = [
+        Hour(hour, tuple(lake.path(row.file) for row in of_hour), lake.path(lake.ids_file(hour, len(of_hour), newest)))
+        for hour, of_hour, newest in (
+            (hour, of_hour, max(row.landing_id for row in of_hour)) for hour, of_hour in _by_hour(rows).items()
+        )
+    ]
+    own = [hour for hour in near if start <= hour.hour < end]
+    return taken_elsewhere(own, near, window, memory_limit=memory_limit)
+
+
+def _by_hour(rows: Iterable[Row[Any]]) -> dict[datetime, list[Row[Any]]]:
+    hours: dict[datetime, list[Row[Any]]] = {}
+    for row in rows:
+        hours.setdefault(row.hour, []).append(row)
+    return hours
+
+
+_SIZES = text("""
+    SELECT hour, CAST(sum(events) AS bigint) AS events FROM landed_hours
+    WHERE hour >= :start AND hour < :end GROUP BY hour
+""")
+_LANDED = text("""
+    SELECT landing_id, hour, events, file FROM landed_hours WHERE hour >= :start AND hour < :end
+    ORDER BY landing_id, hour
+""")
 _LATE = text("""
-    SELECT l.hour, l.landings FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
+    SELECT l.hour, l.landings
+    FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
     JOIN (SELECT hour, max(landings) AS landings FROM metered_hours GROUP BY hour) m USING (hour)
     WHERE l.landings > m.landings ORDER BY l.hour LIMIT :limit
 """)
@@ -119,7 +218,8 @@ def _write_conflicts(connection: Connection, counted: Count, now: datetime) -> N
         {
             "source": row["source"],
             "uri": row["uri"],
-            "place": f"line {row['line']}, byte {row['byte_offset']}",
+            # A line can bear several events, each with a contradiction of its own.
+            "place": f"line {row['line']}, byte {row['byte_offset']}, {row['service']} of {row['event_id']}",
             "reason": "conflict",
             "field": "event_id",
             "detail": _contradiction(row),
@@ -154,16 +254,16 @@ def _contradiction(row: dict[str, object]) -> str:
 def _write_hours(
     connection: Connection,
     hours: list[datetime],
-    landed: Iterable[object],
+    landed: Sequence[Row[Any]],
     counted: Count | None,
     revisions: list[tuple[datetime, str]],
     now: datetime,
     run_id: str,
 ) -> None:
-    seen = {row["hour"]: row for row in counted.hours.to_pylist()} if counted else {}
-    landings = _tally(row.hour for row in landed)  # type: ignore[attr-defined]
-    conflicts = _tally(counted.conflicts["hour"].to_pylist()) if counted else {}
-    changed = _tally(hour for hour, _ in revisions)
+    landings = _by_hour(landed)
+    repeats = counted.repeats if counted else {}
+    conflicts = Counter(counted.conflicts["hour"].to_pylist()) if counted else Counter()
+    changed = Counter(hour for hour, _ in revisions)
     connection.execute(
         text("""
             INSERT INTO metered_hours (hour, landings, events, duplicates, conflicts, changed, metered_at, run_id)
@@ -173,11 +273,11 @@ def _write_hours(
         [
             {
                 "hour": hour,
-                "landings": landings.get(hour, 0),
-                "events": seen.get(hour, {}).get("events", 0),
-                "duplicates": seen.get(hour, {}).get("repeats", 0) - conflicts.get(hour, 0),
-                "conflicts": conflicts.get(hour, 0),
-                "changed": changed.get(hour, 0),
+                "landings": len(landings.get(hour, ())),
+                "events": sum(row.events for row in landings.get(hour, ())),
+                "duplicates": repeats.get(hour, 0) - conflicts[hour],
+                "conflicts": conflicts[hour],
+                "changed": changed[hour],
                 "now": now,
                 "run_id": run_id,
             }
@@ -186,49 +286,53 @@ def _write_hours(
     )
 
 
-def _tally(hours: Iterable[datetime]) -> dict[datetime, int]:
-    tally: dict[datetime, int] = {}
-    for hour in hours:
-        tally[hour] = tally.get(hour, 0) + 1
-    return tally
-
-
 def _cuts(catalog: Catalog, start: datetime, end: datetime) -> Iterator[Cut]:
     """The hours of ``[start, end)`` that a tenant's period boundary cuts in two."""
+    alike: dict[tuple[str, int], list[str]] = {}
     for tenant_id, tenant in catalog.tenants.items():
+        alike.setdefault((tenant.time_zone, tenant.anchor_day), []).append(tenant_id)
+    for tenants in alike.values():
+        tenant = catalog.tenants[tenants[0]]
         boundary = tenant.period_at(start).end
         while boundary < end:
-            hour = boundary.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-            if hour != boundary and hour + HOUR > start:
-                yield tenant_id, hour, boundary
+            hour = utc_hour(boundary)
+            if hour != boundary:
+                yield from ((tenant_id, hour, boundary) for tenant_id in tenants)
             boundary = tenant.period_at(boundary).end
 
 
-def _result(
-    hours: list[datetime], counted: Count | None, revisions: list[tuple[datetime, str]], totals: dict[str, Decimal]
-) -> Metered:
-    per_hour = counted.hours.to_pylist() if counted else []
-    events = sum(row["events"] for row in per_hour)
-    repeats = sum(row["repeats"] for row in per_hour)
-    conflicts = counted.conflicts.num_rows if counted else 0
-    kept = sum(counted.quantities["events"].to_pylist()) if counted else 0
-    summed: dict[str, Decimal] = {}
-    for row in counted.quantities.to_pylist() if counted else ():
-        summed[row["service"]] = summed.get(row["service"], Decimal(0)) + row["quantity"]
-    booked = {service: total for service, total in totals.items() if total or service in summed}
+def _result(hours: list[datetime], batches: Sequence[_Batch]) -> Metered:
+    counts = [batch.counted for batch in batches if batch.counted]
+    events = sum(batch.events for batch in batches)
+    repeats = sum(sum(counted.repeats.values()) for counted in counts)
+    conflicts = sum(counted.conflicts.num_rows for counted in counts)
+    kept = sum(sum(counted.quantities["events"].to_pylist()) for counted in counts)
+    summed: dict[str, list[Decimal]] = {}
+    booked: dict[str, list[Decimal]] = {}
+    for counted in counts:
+        for service, quantity in zip(
+            *(counted.quantities[name].to_pylist() for name in ("service", "quantity")), strict=True
+        ):
+            summed.setdefault(service, []).append(quantity)
+    for batch in batches:
+        for service, quantity in batch.totals.items():
+            booked.setdefault(service, []).append(quantity)
+    quantities = {service: total(parts) for service, parts in sorted(booked.items())}
+    revisions = [reason for batch in batches for _, reason in batch.revisions]
     return Metered(
         hours=len(hours),
         events=events,
         duplicates=repeats - conflicts,
         conflicts=conflicts,
-        rows=counted.quantities.num_rows if counted else 0,
+        rows=sum(counted.quantities.num_rows for counted in counts),
         new_revisions=len(revisions),
-        late_revisions=sum(reason != "first" for _, reason in revisions),
-        quantities=totals,
+        late_revisions=sum(reason != "first" for reason in revisions),
+        quantities=quantities,
         checks=(
             Check(
                 "conservation",
-                events - repeats == kept and summed == booked,
+                events - repeats == kept
+                and all(quantity == total(summed.get(service, ())) for service, quantity in quantities.items()),
                 "Accepted events minus duplicates and conflicts are what was metered, exactly.",
                 {"events": events, "duplicates": repeats - conflicts, "conflicts": conflicts, "metered": kept},
             ),

@@ -1,0 +1,114 @@
+"""Finds ids that an event of another hour holds already, through a small index of ids an hour. No ledger, no clock.
+
+An index has a row a source and tenant: its smallest and largest id and a hash of each id. Ids that sort by time never
+overlap with those of another hour, and the hashes are not even read; otherwise equal hashes say which few events to
+compare. What is compared never grows with history: it is the hours of the conflict window.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from clawbill_pipeline.duck import arrow, duck
+from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, prepare
+
+
+@dataclass(frozen=True)
+class Hour:
+    """An hour of the lake: all its event files, and where its index is or shall be."""
+
+    hour: datetime
+    files: tuple[Path, ...]
+    index: Path
+
+
+_INDEX = """
+COPY (SELECT hour, source, tenant_id, min(event_id) AS smallest, max(event_id) AS largest,
+             list(hash(event_id)) AS hashes
+      FROM landed GROUP BY ALL)
+TO $target (FORMAT parquet, COMPRESSION uncompressed)
+"""
+# The folders' names look like Hive's, but the files have all there is to know.
+_INDEXES = """
+CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM read_parquet(getvariable('{name}'), hive_partitioning = false)
+"""
+_OVERLAPPING = """
+CREATE TEMP TABLE overlapping AS
+SELECT DISTINCT o.hour, n.hour AS other, o.source, o.tenant_id
+FROM own o JOIN near n
+  ON o.source = n.source AND o.tenant_id = n.tenant_id AND o.smallest <= n.largest AND n.smallest <= o.largest
+ AND o.hour <> n.hour AND o.hour BETWEEN n.hour - $window AND n.hour + $window
+"""
+_SUSPECTS = """
+CREATE TEMP TABLE suspects AS
+SELECT DISTINCT p.hour, p.other, p.source, p.tenant_id, o.h
+FROM overlapping p
+JOIN (SELECT hour, source, tenant_id, unnest(hashes) AS h FROM own
+      SEMI JOIN overlapping USING (hour, source, tenant_id)) o USING (hour, source, tenant_id)
+JOIN (SELECT hour, source, tenant_id, unnest(hashes) AS h FROM near
+      SEMI JOIN (SELECT other AS hour, source, tenant_id FROM overlapping) USING (hour, source, tenant_id)) n
+  ON n.hour = p.other AND n.source = p.source AND n.tenant_id = p.tenant_id AND n.h = o.h
+"""
+# Whose event landed first has the id, for good: what lands later can never take it away.
+_TAKEN = """
+WITH earliest AS (
+    SELECT hour, tenant_id, source, event_id, min(place) AS place, arg_min(said, place) AS e
+    FROM (SELECT *, {landing: landing_id, line: line, time: event_time} AS place FROM landed
+          WHERE (source, tenant_id, hash(event_id)) IN (SELECT (source, tenant_id, h) FROM suspects))
+    GROUP BY ALL)
+SELECT o.hour, o.tenant_id, o.source, o.event_id, arg_min(n.e, n.place) AS first
+FROM earliest o JOIN earliest n
+  ON o.tenant_id = n.tenant_id AND o.source = n.source AND o.event_id = n.event_id AND n.place < o.place
+ AND o.hour <> n.hour AND o.hour BETWEEN n.hour - $window AND n.hour + $window
+WHERE o.hour IN (SELECT hour FROM suspects) GROUP BY ALL ORDER BY ALL
+"""
+
+
+def taken_elsewhere(
+    own: Sequence[Hour], near: Sequence[Hour], window: timedelta, *, memory_limit: str | None = None
+) -> pa.Table:
+    """The ids of the hours ``own`` that an event of another hour, at most ``window`` away, had before: TAKEN_SCHEMA.
+
+    ``near`` are all hours within the window, ``own`` among them. Missing indexes are made.
+    """
+    if len(near) < 2:
+        return TAKEN_SCHEMA.empty_table()
+    for hour in near:
+        _ensure_index(hour, memory_limit)
+    with duck(memory_limit=memory_limit) as db:
+        _open(db, own=own, near=near)
+        db.execute(_OVERLAPPING, {"window": window})
+        paired = {hour for pair in db.sql("SELECT DISTINCT hour, other FROM overlapping").fetchall() for hour in pair}
+        if not paired:
+            return TAKEN_SCHEMA.empty_table()
+        _open(db, own=[hour for hour in own if hour.hour in paired], near=[h for h in near if h.hour in paired])
+        db.execute(_SUSPECTS)
+        hours = {hour for pair in db.sql("SELECT DISTINCT hour, other FROM suspects").fetchall() for hour in pair}
+        if not hours:
+            return TAKEN_SCHEMA.empty_table()
+        prepare(db, [file for hour in near if hour.hour in hours for file in hour.files])
+        return arrow(db, _TAKEN, window=window).cast(TAKEN_SCHEMA)
+
+
+def _open(db: duckdb.DuckDBPyConnection, **indexes: Sequence[Hour]) -> None:
+    for name, hours in indexes.items():
+        db.execute(f"SET VARIABLE {name} = $files", {"files": [str(hour.index) for hour in hours]})
+        db.execute(_INDEXES.format(name=name))
+
+
+def _ensure_index(hour: Hour, memory_limit: str | None) -> None:
+    if hour.index.exists():
+        return
+    hour.index.parent.mkdir(parents=True, exist_ok=True)
+    fresh = hour.index.with_name(f"{hour.index.name}.{uuid.uuid4().hex}")
+    with duck(memory_limit=memory_limit) as db:
+        prepare(db, hour.files)
+        db.execute(_INDEX, {"target": str(fresh)})
+    fresh.replace(hour.index)
