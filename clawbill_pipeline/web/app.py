@@ -17,10 +17,10 @@ from clawbill_pipeline.clock import clock_of
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline.web.finance.routes import finance_routes
 from clawbill_pipeline.web.health import Health, Ready
 from clawbill_pipeline.web.landing import InboxWriter
 from clawbill_pipeline.web.portal import Portal
-from clawbill_pipeline.web.reports import Reports
 from clawbill_pipeline.web.webhook import Webhook
 
 _HEADERS = {
@@ -49,7 +49,6 @@ def create_app(
     writer = InboxWriter(ledger.engine, counts)
     webhook = Webhook(settings.stripe_webhook_secrets, writer, counts, clock_of(settings.clock), live=live)
     health = Health(ledger, counts, ready, secret=bool(settings.stripe_webhook_secrets))
-    reports = Reports(ledger, settings.reports_root)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -60,7 +59,7 @@ def create_app(
     routes = [
         Route("/stripe/webhook", webhook.__call__, methods=["POST"]),
         Route("/healthz", health.__call__, methods=["GET"]),
-        Route("/reports/{period}/{name:path}", reports.__call__, methods=["GET"]),
+        *finance_routes(settings, ledger),
     ]
     if portal_token and settings.stripe_key:
         api = StripeApi(settings.stripe_key, settings.stripe_api_base)

@@ -32,7 +32,7 @@ from starlette.responses import JSONResponse, Response
 from clawbill_pipeline.ledger import Ledger, LedgerError
 from clawbill_pipeline.ledger.tables import stripe_customers
 from clawbill_pipeline.stripe_api import StripeApi
-from clawbill_pipeline.web.reports import is_loopback
+from clawbill_pipeline.web.local import is_loopback
 
 log = logging.getLogger(__name__)
 
