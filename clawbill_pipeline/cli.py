@@ -30,6 +30,7 @@ MODULES: dict[str, str] = {
     "explain": "clawbill_pipeline.commands.explain:explain",
     "outbox": "clawbill_pipeline.commands.outbox:outbox",
     "simulate": "clawbill_pipeline.commands.simulate:simulate",
+    "users": "clawbill_pipeline.commands.users:users",
     "webhooks": "clawbill_pipeline.commands.webhooks:webhooks",
 }
 

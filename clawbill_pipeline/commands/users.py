@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ def add(
     check_name(name)
     password = None
     if password_stdin:
-        password = hashed(click.get_text_stream("stdin").readline().rstrip("\r\n"))
+        password = hashed(sys.stdin.readline().rstrip("\r\n"))
     elif not no_password:
         password = hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     is_new = name not in known
