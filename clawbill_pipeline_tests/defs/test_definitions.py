@@ -50,7 +50,9 @@ def test_jobs_schedules_and_sensors() -> None:
         "open_matters": "*/10 * * * *",
         "sweep": "40 * * * *",
     }
-    assert {sensor.name for sensor in repository.sensor_defs} == {"late_usage", "stripe_inbox"}
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "alerts", "failed_runs", "late_usage", "stripe_inbox",
+    }  # fmt: skip
     started = [*repository.schedule_defs, *repository.sensor_defs]
     assert all(each.default_status.value == "RUNNING" for each in started)
 
