@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
 #: Commands that are a file of their own in commands/: name → module and attribute, loaded when they are called.
 MODULES: dict[str, str] = {
+    "alerts": "clawbill_pipeline.commands.alerts:alerts",
     "close": "clawbill_pipeline.commands.close:close",
+    "correct": "clawbill_pipeline.commands.correct:correct",
     "explain": "clawbill_pipeline.commands.explain:explain",
     "outbox": "clawbill_pipeline.commands.outbox:outbox",
+    "quarantine": "clawbill_pipeline.commands.quarantine:quarantine",
     "simulate": "clawbill_pipeline.commands.simulate:simulate",
     "users": "clawbill_pipeline.commands.users:users",
     "webhooks": "clawbill_pipeline.commands.webhooks:webhooks",
