@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -16,7 +17,7 @@ def faults() -> list[str]:
     pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, written))}
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     found = []
-    for text in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]:
+    for text in chain(project["dependencies"], *project["optional-dependencies"].values()):
         wanted = Requirement(text)
         pin = pins.get(canonicalize_name(wanted.name))
         versions = [spec.version for spec in pin.specifier if spec.operator == "=="] if pin else []
