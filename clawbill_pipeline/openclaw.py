@@ -7,12 +7,15 @@ are read as Decimal whether they come as numbers or strings.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -24,6 +27,7 @@ from pydantic import SecretStr
 from clawbill_pipeline.money import MoneyError, exact, from_minor, plain
 
 MAX_ANSWER_BYTES = 1_000_000
+_DECIMAL = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4})?", re.ASCII)
 
 
 class OpenClawError(RuntimeError):
@@ -82,21 +86,26 @@ class OpenClawSession:
                 "Authorization": f"Bearer {to.token.get_secret_value()}",
                 "Content-Type": "application/json",
                 "Accept": "application/json",
+                "Accept-Encoding": "identity",  # a compressed answer can be a thousand times what was received
             }
         )
+        self._timeout = to.timeout
+        self._token = to.token
         self._extensions = {"timeout": httpx.Timeout(to.timeout).as_dict()}
 
-    async def rate(self, tenant_id: str, service: str, quantity: Decimal, currency: str) -> Answer:
+    async def rate(
+        self, tenant_id: str, service: str, quantity: Decimal, currency: str, *, negative: bool = False
+    ) -> Answer:
         """What ``quantity`` of ``service`` (as OpenClaw names it) costs the tenant, who is billed in ``currency``.
 
-        Raises OpenClawError; nothing is tried twice here.
+        ``negative`` says whether the amount may be. Raises OpenClawError; nothing is tried twice here.
         """
         # json has no exact numbers, so the quantity is written by hand; it is digits, a sign and a point at most.
         body = f'{{"tenant_id":{json.dumps(tenant_id)},"service":{json.dumps(service)},"quantity":{plain(quantity)}}}'
         started = time.perf_counter()
         text = await self._send("POST", self._rating, body)
         elapsed = Decimal(round((time.perf_counter() - started) * 1_000_000)) / 1000
-        return read_answer(text, currency, elapsed)
+        return read_answer(text, currency, elapsed, negative=negative)
 
     async def put_status(self, tenant_id: str, status: str) -> None:
         """Tells OpenClaw how the tenant stands (``paid``, ``overdue``, …). Raises OpenClawError."""
@@ -106,75 +115,97 @@ class OpenClawSession:
     async def _send(self, method: str, url: httpx.URL, body: str) -> str:
         request = httpx.Request(method, url, headers=self._headers, content=body, extensions=self._extensions)
         try:
-            response = await self._transport.handle_async_request(request)
-            try:
-                chunks, size = [], 0
-                async for chunk in response.aiter_bytes():
-                    size += len(chunk)
-                    if size > MAX_ANSWER_BYTES:
-                        raise OpenClawError("the answer is larger than 1 MB", retryable=False)
-                    chunks.append(chunk)
-            finally:
-                await response.aclose()
-        except (httpx.HTTPError, aiohttp.ClientError) as error:  # the transport passes some of aiohttp's on as they are
+            # The transport's timeouts are those of a single read: a server that drips never meets them.
+            async with asyncio.timeout(self._timeout):
+                response = await self._transport.handle_async_request(request)
+                try:
+                    chunks, size = [], 0
+                    async for chunk in response.aiter_bytes():
+                        size += len(chunk)
+                        if size > MAX_ANSWER_BYTES:
+                            raise OpenClawError("the answer is larger than 1 MB", retryable=False)
+                        chunks.append(chunk)
+                finally:
+                    await response.aclose()
+        # The transport passes some of aiohttp's errors on as they are.
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise OpenClawError(f"OpenClaw can't be reached: {type(error).__name__}", retryable=True) from error
         text = b"".join(chunks).decode("utf-8", "replace")
         if response.is_success:
             return text
         retryable = response.status_code == 429 or response.status_code >= 500
+        said = _kept(text.replace(self._token.get_secret_value(), "***"))  # an error page may echo the request
         raise OpenClawError(
-            f"OpenClaw answered {response.status_code}: {text[:300]}",
+            f"OpenClaw answered {response.status_code}: {said[:300]}",
             retryable=retryable,
-            answer=text[:10_000],
+            answer=said,
             retry_after=_seconds(response.headers.get("Retry-After")),
         )
 
 
-def read_answer(text: str, currency: str, latency_ms: Decimal) -> Answer:
+def read_answer(text: str, currency: str, latency_ms: Decimal, *, negative: bool = False) -> Answer:
     """The rating in an answer's JSON text. Raises OpenClawError (final) where it is not one, saying which field."""
 
     def refuse(why: str) -> OpenClawError:
-        return OpenClawError(f"unusable answer: {why}", retryable=False, answer=text[:10_000])
+        return OpenClawError(f"unusable answer: {why}", retryable=False, answer=_kept(text))
 
     try:
         body = json.loads(text, parse_float=Decimal, parse_constant=Decimal)
-    except (ValueError, RecursionError):
-        raise refuse("not JSON") from None
+        kept = _storable(body, clean="\\u" in text)
+    except (ValueError, ArithmeticError, RecursionError):
+        raise refuse(f"not JSON: {text[:60]!r}") from None
     if not isinstance(body, dict):
         raise refuse("not a JSON object")
     if "amount_cents" not in body:
-        raise refuse("amount_cents is missing")
+        raise refuse(f"amount_cents is missing; there is {', '.join(map(repr, list(body)[:10])) or 'nothing'}")
     said = str(body.get("currency") or currency).upper()
     if said != currency:
-        raise refuse(f"currency is {said}, but the account is billed in {currency}")
+        raise refuse(f"currency is {said[:20]!r}, but the account is billed in {currency}")
     cents = body["amount_cents"]
     try:
         if isinstance(cents, bool) or not isinstance(cents, int | str | Decimal):
-            raise MoneyError(f"{cents!r} is not a number")
+            raise MoneyError(f"{str(cents)[:60]!r} is not a number")
         amount = exact(from_minor(_number(cents), currency))
     except MoneyError as error:
-        raise refuse(f"amount_cents: {error}") from None
-    return Answer(amount, currency, str(body.get("rate_card_version") or ""), _strings(body), latency_ms)
+        raise refuse(f"amount_cents: {error}; send a whole number or an exact decimal string") from None
+    if amount < 0 and not negative:
+        raise refuse(f"amount_cents is negative ({plain(amount)} {currency}), and the service takes no usage back")
+    return Answer(amount, currency, str(kept.get("rate_card_version") or "")[:200], kept, latency_ms)
+
+
+def _kept(text: str) -> str:
+    """What is kept of an unusable answer: PostgreSQL holds no NUL."""
+    return text[:10_000].replace("\0", "\ufffd")
 
 
 def _number(value: int | str | Decimal) -> Decimal:
-    try:
-        number = Decimal(value)
-    except ArithmeticError:
-        raise MoneyError(f"{value!r} is not a number") from None
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        raise MoneyError(f"{value[:60]!r} is not a number")
+    number = Decimal(value)
     if not number.is_finite():
         raise MoneyError(f"{value!r} is not finite")
     return number
 
 
-def _strings(value: Any) -> Any:
-    """The same JSON value with decimals as strings, so that storing it changes no digit."""
+def _storable(value: Any, *, clean: bool) -> Any:
+    """The same JSON value as PostgreSQL can hold it: decimals as strings, so that no digit changes, and (``clean``)
+    without NULs and half surrogate pairs, which only escapes can bring into JSON."""
     if isinstance(value, dict):
-        return {key: _strings(item) for key, item in value.items()}
+        return {_storable(key, clean=clean): _storable(item, clean=clean) for key, item in value.items()}
     if isinstance(value, list):
-        return [_strings(item) for item in value]
+        return [_storable(item, clean=clean) for item in value]
+    if clean and isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     return str(value) if isinstance(value, Decimal) else value
 
 
 def _seconds(header: str | None) -> float | None:
-    return float(header) if header and header.isdigit() else None
+    """Seconds to wait by a ``Retry-After`` header, which is a number or a date (RFC 9110, 10.2.3)."""
+    if not header:
+        return None
+    if header.isascii() and header.isdigit():
+        return float(header[:9])
+    try:
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

@@ -23,12 +23,16 @@ class Asker:
         self._turn = asyncio.Semaphore(concurrency)
         self._first_pause = first_pause
         self._failures = 0
+        self._not_before = 0.0
 
-    async def rate(self, tenant_id: str, service: str, quantity: Decimal, currency: str) -> Answer:
+    async def rate(
+        self, tenant_id: str, service: str, quantity: Decimal, currency: str, *, negative: bool = False
+    ) -> Answer:
         """As ``OpenClawSession.rate``; network errors, 429 and 5xx are tried again a few times.
 
-        Pauses double and carry jitter; a ``Retry-After`` is honoured. After ``BREAKER`` failures in a row nothing is
-        sent any more in this run, and every further row fails at once, to be tried by the next run.
+        Pauses double and carry jitter; a ``Retry-After`` is honoured by all questions of the run. After ``BREAKER``
+        failures in a row nothing is sent any more in this run, and every further row fails at once, to be tried by
+        the next run.
         """
         async with self._turn:
             for attempt in range(self._attempts):
@@ -37,19 +41,26 @@ class Asker:
                         f"OpenClaw failed {BREAKER} times in a row and was left alone for the rest of this run",
                         retryable=True,
                     )
+                await self._wait()
                 try:
-                    answer = await self._session.rate(tenant_id, service, quantity, currency)
+                    answer = await self._session.rate(tenant_id, service, quantity, currency, negative=negative)
                 except OpenClawError as error:
                     if not error.retryable:
                         self._failures = 0  # it answers
                         raise
                     self._failures += 1
                     pause = self._first_pause * 2**attempt * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-                    pause = max(pause, error.retry_after or 0)
-                    if attempt + 1 == self._attempts or pause > LONGEST_PAUSE:
+                    wanted = error.retry_after or 0
+                    if wanted <= LONGEST_PAUSE:
+                        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + wanted)
+                    if attempt + 1 == self._attempts or wanted > LONGEST_PAUSE:
                         raise
-                    await asyncio.sleep(pause)
+                    await asyncio.sleep(min(pause, LONGEST_PAUSE))
                 else:
                     self._failures = 0
                     return answer
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _wait(self) -> None:
+        while (pause := self._not_before - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(pause)
