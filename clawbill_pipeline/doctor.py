@@ -12,6 +12,7 @@ import stripe
 from pydantic import SecretStr
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, load
+from clawbill_pipeline.catalog.sources import SqlTable
 from clawbill_pipeline.ledger import LedgerError, embedded, migration_state
 from clawbill_pipeline.ledger.database import shown
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
@@ -68,6 +69,8 @@ def _catalog(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
     text = f"{settings.catalog_file}: {len(catalog.tenants)} tenants, {len(catalog.services)} services"
     findings = [Finding("catalogue", True, text)]
     for source in catalog.sources:
+        if isinstance(source, SqlTable):
+            continue  # a database's answer is the source's own affair when it is landed
         path = catalog.folder / source.path
         there = path.exists()
         remedy = "" if there else "make the folder, or correct the path in the catalogue"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TypedDict
 
 import dagster as dg
 
@@ -22,10 +23,17 @@ periods = dg.MonthlyPartitionsDefinition(
 )
 
 
-def hours_of(context: dg.AssetExecutionContext) -> dict[str, datetime]:
-    """``start`` and ``end`` of the hours that a run covers, one hour or a whole backfill."""
+class Hours(TypedDict):
+    """A half-open interval of UTC hours."""
+
+    start: datetime
+    end: datetime
+
+
+def hours_of(context: dg.AssetExecutionContext) -> Hours:
+    """The hours that a run covers: one, or a whole backfill."""
     window = context.partition_time_window
-    return {"start": window.start, "end": window.end}
+    return Hours(start=window.start, end=window.end)
 
 
 def hours_before(start: datetime) -> str:

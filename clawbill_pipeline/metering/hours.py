@@ -65,10 +65,17 @@ def meter(
     return _result(hours, batches)
 
 
-def late_hours(ledger: Ledger, *, before: datetime, limit: int = 1000) -> list[tuple[datetime, int]]:
-    """Hours, oldest first, that were metered and have been touched by a landing since, with how many touch them."""
+def late_hours(
+    ledger: Ledger, *, before: datetime, missed_before: datetime | None = None, limit: int = 1000
+) -> list[tuple[datetime, int]]:
+    """Hours, oldest first, that have landings which were never counted, with how many landings touch them.
+
+    Metered hours before ``before`` that were touched since; and, if given, hours before ``missed_before`` that nobody
+    metered: those for which no schedule ran, because everything was down or because their logs are older than the installation.
+    """
+    given = {"before": before, "missed_before": missed_before, "limit": limit}
     with ledger.transaction() as connection:
-        return [(row.hour, row.landings) for row in connection.execute(_LATE, {"before": before, "limit": limit})]
+        return [(row.hour, row.landings) for row in connection.execute(_LATE, given)]
 
 
 @dataclass(frozen=True)
@@ -163,8 +170,9 @@ _LANDED = text("""
 _LATE = text("""
     SELECT l.hour, l.landings
     FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
-    JOIN (SELECT hour, max(landings) AS landings FROM metered_hours GROUP BY hour) m USING (hour)
-    WHERE l.landings > m.landings ORDER BY l.hour LIMIT :limit
+    LEFT JOIN (SELECT hour, max(landings) AS landings FROM metered_hours GROUP BY hour) m USING (hour)
+    WHERE l.landings > m.landings OR m.landings IS NULL AND l.hour < CAST(:missed_before AS timestamptz)
+    ORDER BY l.hour LIMIT :limit
 """)
 _TOTALS = text("""
     SELECT service, sum(quantity) AS quantity FROM (

@@ -71,6 +71,14 @@ def test_an_hour_that_was_empty_gets_late_events(place: World) -> None:
     assert place.revisions() == [(1, "late", "5")]
 
 
+def test_hours_that_no_schedule_ran_for_are_found_once_they_are_overdue(place: World) -> None:
+    place.land([event("a", 1, 5), event("b", 61, 1)])
+    assert late(place) == []
+    assert late_hours(place.ledger, before=NOW, missed_before=START + HOUR) == [(START, 1)]
+    place.meter(hours=1)
+    assert late_hours(place.ledger, before=NOW, missed_before=NOW) == [(START + HOUR, 1)]
+
+
 def test_late_duplicates_change_nothing_but_are_counted(place: World) -> None:
     place.land([event("a", 1, 5)])
     place.meter()
