@@ -181,11 +181,16 @@ def waterfall(state: Path | None, period: str | None, tenant: str | None, as_jso
 @cli.command()
 @state_option
 @click.option("--json", "as_json", is_flag=True)
-def doctor(state: Path | None, as_json: bool) -> None:
+@click.option(
+    "--probe-stripe", is_flag=True, help="Find out, with made-up usage on a test key, what documents leave open."
+)
+@click.option("--settle", default=90, show_default=True, help="Seconds that --probe-stripe waits for Stripe's totals.")
+def doctor(state: Path | None, as_json: bool, probe_stripe: bool, settle: int) -> None:
     """Check configuration, catalogue, database, migrations, OpenClaw and Stripe, and say what to do about failures."""
-    from clawbill_pipeline.doctor import examine
+    from clawbill_pipeline.doctor import examine, probed
 
-    findings = examine(settings_for(state))
+    settings = settings_for(state)
+    findings = probed(settings, settle) if probe_stripe else examine(settings)
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in findings], indent=2))
     else:
@@ -312,9 +317,7 @@ def openclaw() -> None:
 @click.option("--catalog", "file", type=click.Path(dir_okay=False, path_type=Path), help="Default: as everywhere.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes on the port.")
 @click.option("--access-log", is_flag=True, help="Log every request, not only those that failed.")
-def openclaw_serve(
-    state: Path | None, host: str, port: int, file: Path | None, workers: int, access_log: bool
-) -> None:
+def openclaw_serve(state: Path | None, host: str, port: int, file: Path | None, workers: int, access_log: bool) -> None:
     """Serve POST /rating from the catalogue's rate cards; the bearer token is OPENCLAW_TOKEN."""
     from clawbill_pipeline.sandbox.openclaw import serve
 

@@ -13,6 +13,8 @@ from pydantic import SecretStr
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, load
 from clawbill_pipeline.catalog.sources import SqlTable
+from clawbill_pipeline.clock import clock_of
+from clawbill_pipeline.delivery.probing import probe
 from clawbill_pipeline.ledger import LedgerError, embedded, migration_state
 from clawbill_pipeline.ledger.database import shown
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
@@ -42,6 +44,20 @@ def examine(settings: Settings) -> list[Finding]:
     findings.append(_openclaw(settings, catalog))
     findings += _stripe(settings, catalog)
     return findings
+
+
+def probed(settings: Settings, settle_seconds: int) -> list[Finding]:
+    """What a Stripe test account does where Stripe's documents are silent. Sends made-up usage; needs a test key.
+
+    Raises SettingsError without a key or for a live one.
+    """
+    api = StripeApi(settings.need_stripe(live_allowed=False), settings.stripe_api_base)
+    try:
+        answers = probe(api, now=clock_of(settings.clock)(), settle_seconds=settle_seconds)
+    except stripe.StripeError as error:
+        return [Finding("Stripe", False, f"{type(error).__name__}: {error.user_message or 'no answer'}", "try again")]
+    surprise = "delivery relies on another answer: do not go live, and report this"
+    return [Finding(each.question, each.expected, each.answer, "" if each.expected else surprise) for each in answers]
 
 
 def _configuration(settings: Settings) -> Finding:

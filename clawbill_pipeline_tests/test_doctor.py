@@ -11,10 +11,10 @@ import pytest
 from pydantic import SecretStr
 
 from clawbill_pipeline.delivery.provisioning import provision
-from clawbill_pipeline.doctor import Finding, examine
+from clawbill_pipeline.doctor import Finding, examine, probed
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.processes import start_serving
-from clawbill_pipeline.settings import STARTER, Settings
+from clawbill_pipeline.settings import STARTER, Settings, SettingsError
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline_tests.scenarios.command import environment
 
@@ -112,6 +112,14 @@ def test_a_database_without_the_ledger_is_to_be_migrated(good: Settings, databas
     findings = found(good, database_url=SecretStr(database_url))
     assert findings["database"].good
     assert findings["migrations"].remedy == "clawbill migrate"
+
+
+def test_the_probe_asks_the_account_what_documents_leave_open(good: Settings) -> None:
+    findings = probed(good, settle_seconds=0)
+    assert len(findings) > 3
+    assert all(finding.good for finding in findings), findings
+    with pytest.raises(SettingsError, match="live key"):
+        probed(good.model_copy(update={"stripe_key": SecretStr("sk_live_0")}), settle_seconds=0)
 
 
 def test_a_source_that_is_not_there_is_named(good: Settings) -> None:

@@ -254,6 +254,7 @@ usage_records = Table(
     CheckConstraint("(state = 'delivered') <= (settled_at IS NOT NULL)", name="settled"),
     Index(None, "state", postgresql_where=text("state <> 'delivered'")),
     Index(None, "customer_id", "meter", "period_start"),
+    Index(None, "customer_id", "meter", "window_start", postgresql_where=text("state <> 'delivered'")),
     postgresql_partition_by="RANGE (hour)",
 )
 #: The only columns of ``usage_records`` that an UPDATE may change.

@@ -425,6 +425,7 @@ COMMENT ON COLUMN ledger.usage_records.parked IS 'Why this row waits for a perso
 COMMENT ON COLUMN ledger.usage_records.error IS 'What went wrong the last time.';
 
 CREATE INDEX usage_records_customer_id_meter_period_start_idx ON ledger.usage_records (customer_id, meter, period_start);
+CREATE INDEX usage_records_customer_id_meter_window_start_idx ON ledger.usage_records (customer_id, meter, window_start) WHERE state <> 'delivered';
 CREATE INDEX usage_records_state_idx ON ledger.usage_records (state) WHERE state <> 'delivered';
 
 CREATE TABLE ledger.usage_summaries (
@@ -635,11 +636,11 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.reports
     FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.reports
     FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.usage_records
+CREATE TRIGGER append_only BEFORE UPDATE OF hour, identifier, tenant_id, service, customer_id, meter, backend, window_start, revision, units, value, exact_units, period_start, event_timestamp, payload, payload_sha256, planned_at, run_id OR DELETE ON ledger.usage_records
     FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change('state', 'attempts', 'first_sent_at', 'settled_at', 'next_attempt_at', 'parked', 'error', 'answer');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.usage_records
     FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.tenant_standing
+CREATE TRIGGER append_only BEFORE UPDATE OF id, tenant_id, standing, since, cause, recorded_at OR DELETE ON ledger.tenant_standing
     FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change('reported_at', 'attempts', 'error');
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON ledger.tenant_standing
     FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
