@@ -41,7 +41,7 @@ def test_the_assets_are_those_of_the_design_and_partitioned_as_it_says() -> None
 def test_jobs_schedules_and_sensors() -> None:
     assert {job.name for job in defs.resolve_all_job_defs()} - {"__ASSET_JOB"} == {
         "landing", "hourly_billing", "late_billing", "stripe_events", "reconciliation", "stripe_provisioning",
-        "open_matters", "stripe_sweep", "price_simulation",
+        "open_matters", "stripe_sweep", "price_simulation", "corrective_delivery",
     }  # fmt: skip
     repository = defs.get_repository_def()
     assert {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs} == {
@@ -51,7 +51,7 @@ def test_jobs_schedules_and_sensors() -> None:
         "sweep": "40 * * * *",
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
-        "alerts", "failed_runs", "late_usage", "stripe_inbox",
+        "after_reconciliation", "alerts", "failed_runs", "late_usage", "stripe_inbox",
     }  # fmt: skip
     started = [*repository.schedule_defs, *repository.sensor_defs]
     assert all(each.default_status.value == "RUNNING" for each in started)
