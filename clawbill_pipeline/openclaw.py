@@ -24,7 +24,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from pydantic import SecretStr
 
-from clawbill_pipeline.money import MoneyError, exact, from_minor, plain
+from clawbill_pipeline.money import LIMIT, SCALE, MoneyError, exact, from_minor, plain, rounded
 
 MAX_ANSWER_BYTES = 1_000_000
 _DECIMAL = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,4})?", re.ASCII)
@@ -165,9 +165,9 @@ def read_answer(text: str, currency: str, latency_ms: Decimal, *, negative: bool
     try:
         if isinstance(cents, bool) or not isinstance(cents, int | str | Decimal):
             raise MoneyError(f"{str(cents)[:60]!r} is not a number")
-        amount = exact(from_minor(_number(cents), currency))
+        amount = _amount(cents, currency)
     except MoneyError as error:
-        raise refuse(f"amount_cents: {error}; send a whole number or an exact decimal string") from None
+        raise refuse(f"amount_cents: {error}; send a whole number, or a decimal as a string") from None
     if amount < 0 and not negative:
         raise refuse(f"amount_cents is negative ({plain(amount)} {currency}), and the service takes no usage back")
     return Answer(amount, currency, str(kept.get("rate_card_version") or "")[:200], kept, latency_ms)
@@ -176,6 +176,18 @@ def read_answer(text: str, currency: str, latency_ms: Decimal, *, negative: bool
 def _kept(text: str) -> str:
     """What is kept of an unusable answer: PostgreSQL holds no NUL."""
     return text[:10_000].replace("\0", "\ufffd")
+
+
+def _amount(cents: int | str | Decimal, currency: str) -> Decimal:
+    """``cents`` in the major unit, to the last place that the ledger keeps.
+
+    A string has the digits that its writer meant, and is rounded where a price of a fraction of a unit has more of
+    them than the ledger. A JSON number with so many digits is what a float made of an amount.
+    """
+    amount = from_minor(_number(cents), currency)
+    if isinstance(cents, str) and amount.copy_abs() < LIMIT:
+        amount = rounded(amount, SCALE)
+    return exact(amount)
 
 
 def _number(value: int | str | Decimal) -> Decimal:

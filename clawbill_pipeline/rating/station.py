@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
@@ -15,6 +17,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog, hours_between, openclaw_service
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
 from clawbill_pipeline.results import Check
@@ -79,58 +82,84 @@ class Rated:
 
 
 def rate(
-    ledger: Ledger, catalog: Catalog, openclaw: OpenClaw, *, start: datetime, end: datetime, now: datetime, run_id: str
+    ledger: Ledger,
+    catalog: Catalog,
+    openclaw: OpenClaw,
+    *,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    run_id: str,
+    only_retries: bool = False,
 ) -> Rated:
     """Rates all metered usage of the UTC hours ``[start, end)`` that is not rated at its newest revision.
 
-    A row that fails stays due, with its error on record in ``rating_failures``; the others go on.
+    A row that fails stays due, with its error on record in ``rating_failures``; the others go on. ``only_retries``
+    asks for nothing but rows that failed before and whose next attempt has come.
     """
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
-    booked: list[Booking] = []
-    failed: list[Failure] = []
+    tally = _Tally()
     after: tuple[object, ...] | None = None
     while True:
         with ledger.transaction() as connection:
             # Hours are locked for double launches; period-to-date groups for hours that are backfilled side by side.
             lock_all(connection, (("rating", hour.isoformat()) for hour in hours))
-            due = _read_due(connection, start, end, after)
+            due = _read_due(connection, start, end, after, now if only_retries else None)
             if not due:
                 break
             after = (due[-1].hour, due[-1].tenant_id, due[-1].service, due[-1].dimensions, due[-1].window_start)
             bookings, failures = _rate_chunk(connection, catalog, openclaw, due)
             _write_bookings(connection, bookings, now, run_id)
             _write_failures(connection, failures, now, run_id)
-        booked += bookings
-        failed += failures
+        tally.add(bookings, failures)
         if len(due) < CHUNK:
             break
     with ledger.transaction() as connection:
         amounts = {row.currency: row.amount for row in connection.execute(_AMOUNTS, {"start": start, "end": end})}
-    kinds = [failure.kind for failure in failed]
-    return Rated(
-        hours=len(hours),
-        due=len(booked) + len(failed),
-        booked=len(booked),
-        retry=kinds.count("retry"),
-        refused=kinds.count("refused"),
-        unmapped=kinds.count("unmapped"),
-        amounts=amounts,
-        checks=(
-            Check(
-                "everything_rated",
-                not any(kind != "unmapped" for kind in kinds),
-                "Every metered quantity of a tenant in the catalogue has an amount.",
-                {"retry": kinds.count("retry"), "refused": kinds.count("refused"), "first": _first_error(failed)},
+    return tally.result(len(hours), amounts)
+
+
+@dataclass
+class _Tally:
+    """What a run came to so far; of the rows themselves nothing is kept."""
+
+    booked: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    first: str | None = None
+    unmapped: set[str] = field(default_factory=set)
+
+    def add(self, bookings: Sequence[Booking], failures: Sequence[Failure]) -> None:
+        self.booked += len(bookings)
+        self.kinds.update(failure.kind for failure in failures)
+        self.first = self.first or _first_error(failures)
+        self.unmapped.update(failure.due.tenant_id for failure in failures if failure.kind == "unmapped")
+
+    def result(self, hours: int, amounts: dict[str, Decimal]) -> Rated:
+        retry, refused, unmapped = (self.kinds[kind] for kind in ("retry", "refused", "unmapped"))
+        return Rated(
+            hours=hours,
+            due=self.booked + self.kinds.total(),
+            booked=self.booked,
+            retry=retry,
+            refused=refused,
+            unmapped=unmapped,
+            amounts=amounts,
+            checks=(
+                Check(
+                    "everything_rated",
+                    not retry + refused,
+                    "Every metered quantity of a tenant in the catalogue has an amount.",
+                    {"retry": retry, "refused": refused, "first": self.first},
+                ),
+                Check(
+                    "everybody_mapped",
+                    not unmapped,
+                    "Every tenant that used something is in the catalogue.",
+                    {"tenants": ", ".join(sorted(self.unmapped)[:20])},
+                ),
             ),
-            Check(
-                "everybody_mapped",
-                "unmapped" not in kinds,
-                "Every tenant that used something is in the catalogue.",
-                {"tenants": ", ".join(sorted({f.due.tenant_id for f in failed if f.kind == "unmapped"})[:20])},
-            ),
-        ),
-    )
+        )
 
 
 _DUE = text("""
@@ -151,7 +180,8 @@ _DUE = text("""
     LEFT JOIN rating_failures f
           ON (f.hour, f.tenant_id, f.service, f.dimensions, f.window_start, f.metered_revision)
            = (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start, m.revision)
-    WHERE r.metered_revision IS NULL OR r.metered_revision < m.revision
+    WHERE (r.metered_revision IS NULL OR r.metered_revision < m.revision)
+      AND (CAST(:retries_at AS timestamptz) IS NULL OR (f.kind = 'retry' AND f.next_attempt_at <= :retries_at))
     ORDER BY m.hour, m.tenant_id, m.service, m.dimensions, m.window_start LIMIT :chunk
 """)
 _AMOUNTS = text("""
@@ -168,12 +198,18 @@ _LAST_BOOKED = text("""
 """)
 
 
-def _read_due(connection: Connection, start: datetime, end: datetime, after: tuple[object, ...] | None) -> list[Due]:
+def _read_due(
+    connection: Connection,
+    start: datetime,
+    end: datetime,
+    after: tuple[object, ...] | None,
+    retries_at: datetime | None,
+) -> list[Due]:
     hour, tenant, service, dimensions, window = after or (None,) * 5
     rows = connection.execute(
         _DUE,
         {"start": start, "end": end, "hour": hour, "tenant": tenant, "service": service,
-         "dimensions": dimensions, "window": window, "chunk": CHUNK},
+         "dimensions": dimensions, "window": window, "chunk": CHUNK, "retries_at": retries_at},
     )  # fmt: skip
     return [Due(**row._mapping) for row in rows]
 
@@ -181,15 +217,11 @@ def _read_due(connection: Connection, start: datetime, end: datetime, after: tup
 def _rate_chunk(
     connection: Connection, catalog: Catalog, openclaw: OpenClaw, due: Sequence[Due]
 ) -> tuple[list[Booking], list[Failure]]:
-    unmapped = [
-        Failure(row, "unmapped", f"tenant {row.tenant_id!r} is not in the catalogue; add it, and run the hour again",
-                "", None)
-        for row in due if row.tenant_id not in catalog.tenants
-    ]  # fmt: skip
+    unmapped = [Failure(row, "unmapped", why, "", None) for row in due if (why := _unknown(catalog, row))]
     hourly: list[tuple[Due, datetime]] = []
     spanning: list[tuple[Due, datetime]] = []
     for row in due:
-        if row.tenant_id in catalog.tenants:
+        if _unknown(catalog, row) is None:
             period = catalog.tenants[row.tenant_id].period_at(row.window_start)
             by = hourly if catalog.services[row.service].basis == "hourly" else spanning
             by.append((row, period.start))
@@ -201,6 +233,15 @@ def _rate_chunk(
         *unmapped,
         *(r for r in results if isinstance(r, Failure)),
     ]
+
+
+def _unknown(catalog: Catalog, row: Due) -> str | None:
+    """Why a row can't be asked for at all, if so."""
+    if row.tenant_id not in catalog.tenants:
+        return f"tenant {row.tenant_id!r} is not in the catalogue; add it, and run the hour again"
+    if row.service not in catalog.services:
+        return f"service {row.service!r} is not in the catalogue any more; put it back, and run the hour again"
+    return None
 
 
 Group = tuple[str, str, str, datetime]
@@ -242,18 +283,18 @@ async def _ask_all(
         async def to_date(group: Group) -> list[Booking | Failure]:
             # Each booking is the difference that one row makes to the period's total, in order of arrival, so they
             # telescope to the rate of the whole. A row that fails is simply not part of the total yet.
-            total, amount = booked[group]
+            quantity, amount = booked[group]
             results: list[Booking | Failure] = []
             for row in groups[group]:
-                asked = total + row.quantity - row.held_quantity
+                asked = total([quantity, row.quantity, row.held_quantity.copy_negate()])
                 try:
                     answer = await _ask(asker, catalog, row, asked)
                 except OpenClawError as error:
                     results.append(_failure(row, error))
                     continue
-                difference = answer.amount - amount
-                results.append(Booking(row, "period_to_date", group[3], asked, row.held_amount + difference, answer))
-                total, amount = asked, answer.amount
+                whole = total([row.held_amount, answer.amount, amount.copy_negate()])
+                results.append(Booking(row, "period_to_date", group[3], asked, whole, answer))
+                quantity, amount = asked, answer.amount
             return results
 
         parts = await asyncio.gather(*(by_hour(*item) for item in hourly), *(to_date(group) for group in groups))
@@ -262,11 +303,14 @@ async def _ask_all(
 
 async def _ask(asker: Asker, catalog: Catalog, row: Due, quantity: Decimal) -> Answer:
     service = openclaw_service(row.service, row.dimensions)
-    return await asker.rate(row.tenant_id, service, quantity, catalog.currency(row.tenant_id))
+    negative = catalog.services[row.service].allow_negative
+    return await asker.rate(row.tenant_id, service, quantity, catalog.currency(row.tenant_id), negative=negative)
 
 
 def _failure(row: Due, error: OpenClawError) -> Failure:
-    wait = timedelta(minutes=min(2**row.attempts, 60)) if error.retryable else None
+    # 1, 2, 4 … 60 minutes, a quarter of it by chance so that rows that failed together don't come back together.
+    minutes = min(2 ** min(row.attempts, 6), 60) * random.uniform(0.75, 1)  # noqa: S311 - jitter
+    wait = max(timedelta(minutes=minutes), timedelta(seconds=error.retry_after or 0)) if error.retryable else None
     return Failure(row, "retry" if error.retryable else "refused", str(error), error.answer, wait)
 
 
@@ -336,3 +380,13 @@ def _write_failures(connection: Connection, failures: Sequence[Failure], now: da
             for f in failures
         ],
     )  # fmt: skip
+    # What an older revision failed with is history: the newest one is what is owed.
+    connection.execute(
+        text("""
+            DELETE FROM rating_failures f USING rating_failures newer
+            WHERE f.hour = newer.hour AND f.tenant_id = newer.tenant_id AND f.service = newer.service
+              AND f.dimensions = newer.dimensions AND f.window_start = newer.window_start
+              AND f.metered_revision < newer.metered_revision AND f.hour = ANY(:hours)
+        """),
+        {"hours": sorted({f.due.hour for f in failures})},
+    )
