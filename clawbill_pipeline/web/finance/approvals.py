@@ -6,6 +6,9 @@ A decision on a draft is the close's own (``invoicing.close``). One on an adjust
 
 from __future__ import annotations
 
+import logging
+from urllib.parse import quote
+
 from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -17,8 +20,10 @@ from clawbill_pipeline.ledger.tables import audit_trail
 from clawbill_pipeline.settings import Settings, SettingsError
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline.web.finance import figures
-from clawbill_pipeline.web.finance.door import Door, Refused, Visit, note, with_query
+from clawbill_pipeline.web.finance.door import Door, Refused, Visit, note
 from clawbill_pipeline.web.finance.render import page
+
+log = logging.getLogger(__name__)
 
 _ADJUSTMENT = ("adjustment.proposed", "adjustment.accepted", "adjustment.rejected")
 #: Longest reason that is kept.
@@ -66,8 +71,10 @@ class Approvals:
             refused = action(self._ledger, api, invoice_id, why=why, by=by, now=self._door.clock())
         except close.NotADraft as error:
             raise Refused(409, str(error)) from None
-        said = f"Decided, but Stripe did not take it yet; it is tried again: {refused[0]}" if refused else "Done."
-        return RedirectResponse(with_query(f"/invoices/{invoice_id}", said=said), 303)
+        for problem in refused:
+            log.warning("finance pages: %s", problem)
+        said = "waits" if refused else "done"
+        return RedirectResponse(f"/invoices/{quote(invoice_id, safe='')}?said={said}", 303)
 
     def decide_adjustment(self, request: Request, visit: Visit) -> Response:
         """``POST /adjustments/decision``: ``proposal`` is what the person saw; a newer one must be looked at first."""
@@ -90,7 +97,7 @@ class Approvals:
             kept = {name: value for name, value in last.detail.items() if name != "run_id"}
             detail = kept | {"proposal": last.id, "by": f"{visit.viewer.name} (web)", "why": why}
             note(connection, self._door.clock, f"adjustment.{outcome}", subject, detail, last.tenant_id)
-        return RedirectResponse(with_query("/approvals", said=f"Adjustment {outcome}."), 303)
+        return RedirectResponse(f"/approvals?said={outcome}", 303)
 
 
 def _why(visit: Visit) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote
 
 from itsdangerous import BadData, URLSafeTimedSerializer
 from sqlalchemy import Connection, insert
@@ -26,6 +26,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from clawbill_pipeline.catalog import CatalogError
 from clawbill_pipeline.clock import Clock, clock_of
 from clawbill_pipeline.ledger import Ledger, LedgerError
 from clawbill_pipeline.ledger.tables import audit_trail
@@ -121,13 +122,16 @@ class Door:
                 form = await _form(request) if post else {}
                 return await run_in_threadpool(self._enter, handler, request, session, form, role, post)
             except Refused as refusal:
-                return self._refusal(request, session, refusal)
+                return self._refusal(refusal)
             except UsersError as error:
                 log.error("finance pages: %s", error)
-                return self._refusal(request, session, Refused(503, "Accounts can't be read now; see the log."))
+                return self._refusal(Refused(503, "Accounts can't be read now; see the log."))
             except LedgerError as error:
                 log.error("finance pages: %s", error)
-                return self._refusal(request, session, Refused(503, "The database does not answer; try again."))
+                return self._refusal(Refused(503, "The database does not answer; try again."))
+            except CatalogError as error:
+                log.error("finance pages: %s", error)
+                return self._refusal(Refused(503, "The catalogue can't be read; see the log."))
 
         return endpoint
 
@@ -186,7 +190,7 @@ class Door:
             raise Refused(403, "You are signed in, but have no account here; ask for: clawbill users add")
         return Viewer(name, users[name].role, users[name].tenants)
 
-    def _refusal(self, request: Request, session: _Session, refusal: Refused) -> Response:
+    def _refusal(self, refusal: Refused) -> Response:
         return page("refused.html", status=refusal.status, message=refusal.message, code=refusal.status)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
@@ -240,10 +244,10 @@ class Door:
             self._check_token(session, form)
             return await run_in_threadpool(self._sign_in, request, session, form)
         except Refused as refusal:
-            return self._refusal(request, session, refusal)
+            return self._refusal(refusal)
         except (UsersError, LedgerError) as error:
             log.error("finance pages: %s", error)
-            return self._refusal(request, session, Refused(503, "Nobody can sign in now; see the log."))
+            return self._refusal(Refused(503, "Nobody can sign in now; see the log."))
 
     def _sign_in(self, request: Request, session: _Session, form: Mapping[str, str]) -> Response:
         name, password, leads_to = form.get("name", ""), form.get("password", ""), form.get("next", "/")
@@ -275,7 +279,7 @@ class Door:
         try:
             self._check_token(session, await _form(request))
         except Refused as refusal:
-            return self._refusal(request, session, refusal)
+            return self._refusal(refusal)
         now = time.time()
         self._ended = {nonce: until for nonce, until in self._ended.items() if until > now}
         self._ended[session.nonce] = now + SESSION
@@ -331,10 +335,6 @@ def local_path(address: str) -> str:
     """``address`` where it is a path of this app; else the first page. A sign-in must not lead elsewhere."""
     is_ours = address.startswith("/") and not address.startswith("//")
     return address if is_ours and not any(sign in address for sign in "\\\r\n\t\0") else "/"
-
-
-def with_query(path: str, **values: object) -> str:
-    return f"{path}?{urlencode({name: str(value) for name, value in values.items()})}"
 
 
 def secret_key(path: Path) -> bytes:

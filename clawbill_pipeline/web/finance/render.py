@@ -28,12 +28,20 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
+#: What a page says after a decision; its address names only which, so that no link can put words into it.
+SAID = {
+    "done": "Done.",
+    "waits": "Decided. Stripe did not take it yet, and is told again by the next close.",
+    "accepted": "Adjustment accepted.",
+    "rejected": "Adjustment rejected.",
+}
 
-def _amount(value: Decimal | None, currency: str | None = None, *, minor: bool = False) -> str:
+
+def _amount(value: Decimal | int | None, currency: str | None = None, *, minor: bool = False) -> str:
     """A number in full; with ``minor`` in the currency's minor unit where it has no more digits."""
     if value is None:
         return "–"
-    return number(value, exponent(currency) if minor and currency else None)
+    return number(Decimal(value), exponent(currency) if minor and currency else None)
 
 
 def _when(at: datetime | None) -> str:
@@ -59,6 +67,7 @@ _env = Environment(
 _env.filters |= {"amount": _amount, "when": _when, "age": _age, "size": _size}
 _env.globals |= {
     "CAUSES": CAUSES,
+    "SAID": SAID,
     "STEPS": STEPS,
     "style": hashlib.sha256(_STYLE).hexdigest()[:12],
     "visit": None,
