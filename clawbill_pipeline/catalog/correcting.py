@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from clawbill_pipeline.money import currency_code
 
@@ -21,7 +21,13 @@ class Correcting(BaseModel):
         default_factory=dict, description="Limits by currency: {JPY: 1500}."
     )
 
+    @field_validator("automatic_below_by_currency")
+    @classmethod
+    def _codes(cls, limits: dict[str, Decimal]) -> dict[str, Decimal]:
+        if any(limit < 0 for limit in limits.values()):
+            raise ValueError("a limit is below 0; 0 lets nothing run by itself")
+        return {currency_code(name): limit for name, limit in limits.items()}
+
     def limit(self, currency: str | None) -> Decimal:
         """In major units of ``currency``."""
-        own = {currency_code(name): limit for name, limit in self.automatic_below_by_currency.items()}
-        return own.get(currency or "", self.automatic_below)
+        return self.automatic_below_by_currency.get(currency or "", self.automatic_below)
