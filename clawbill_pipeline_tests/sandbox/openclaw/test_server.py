@@ -316,6 +316,13 @@ def test_workers_share_the_port_and_the_statuses(tmp_path: Path) -> None:
                 http.get("/healthz")
         assert server.rate("acme", "storage", 1).status_code == 200
         assert server.http.get("/tenants/acme/status").json()["status"] == "paid"
+        # All are replaced one after the other, and no call is refused.
+        before = workers_of(server)
+        os.kill(server.pid, signal.SIGHUP)
+        while len(workers_of(server) - before) < 2 or workers_of(server) & before:
+            assert time.monotonic() < deadline
+            with httpx.Client(base_url=server.http.base_url, trust_env=False, timeout=30) as http:
+                assert http.get("/healthz").status_code == 200
         left = workers_of(server)
     assert not any(Path(f"/proc/{pid}").exists() for pid in left)
     assert TOKEN not in server.log.read_text()
