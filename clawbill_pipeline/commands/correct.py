@@ -16,18 +16,21 @@ from clawbill_pipeline.settings import Settings
 
 @click.command()
 @state_option
-@click.option("--plan/--apply", "only_plan", default=True, help="Only show what would be done (the default), or do it.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only show what would be done: the default.")
+@click.option("--apply", "do_it", is_flag=True, help="Do it.")
 @click.option("--approve", "approved", metavar="BREAK", type=int, multiple=True, help="Allow what is above the limit.")
 @click.option("--period", help="Only breaks of this billing period, YYYY-MM.")
-def correct(state: Path | None, only_plan: bool, approved: tuple[int, ...], period: str | None) -> None:
+def correct(state: Path | None, only_plan: bool, do_it: bool, approved: tuple[int, ...], period: str | None) -> None:
     """Correct open breaks that have a safe remedy: send again, do an hour again, propose an adjustment.
 
     What comes to less than the catalogue's limit (correcting.automatic_below) is done with --apply; the rest wants
     --approve BREAK, once for each. The next reconciliation proves each break gone. Exit code 1 if something failed.
     """
+    if only_plan and do_it:
+        raise click.UsageError("say either --plan or --apply")
     with opened(state) as (settings, ledger):
         try:
-            if only_plan:
+            if not do_it:
                 _show(planned(ledger, catalog_of(settings), approved, period))
                 corrected = standing(ledger)
                 if corrected:
