@@ -16,11 +16,14 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
+import psycopg
 from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import OperationalError
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
+from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.causes import CAUSES, NO_FAULT, STEPS
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.money import invoice_amount
@@ -186,6 +189,32 @@ def trend(connection: Connection, period: str, seen: Seen) -> Trend:
             if t.currency:
                 rated.setdefault(t.currency, []).append(Day(row.day, t.currency, t.rated))
     return Trend({currency: tuple(days) for currency, days in sorted(rated.items())}, tuple(breaks))
+
+
+_kept_days: dict[tuple[str, Seen], dict[str, tuple[Day, ...]]] = {}
+#: Milliseconds that the days of a period may take: the one sum that reads every hour. Beyond, a page does without.
+PATIENCE = 2000
+
+
+def rated_days(ledger: Ledger, catalog: Catalog, reconciled: Reconciled, seen: Seen) -> dict[str, tuple[Day, ...]]:
+    """Per currency, what was rated for the usage of each UTC day; empty where there is too much to sum up in time."""
+    key = (reconciled.sha256, seen)
+    if key not in _kept_days:
+        scope = scope_of(catalog, reconciled.period)
+        query = text(f"WITH {scope.PERIODS} {_DAYS_SEEN}")
+        days: dict[str, list[Day]] = {}
+        try:
+            with ledger.transaction() as connection:
+                connection.execute(text(f"SET LOCAL statement_timeout = {PATIENCE}"))
+                for row in connection.execute(query, {**scope.parameters, "seen": _array(seen)}):
+                    days.setdefault(row.currency, []).append(Day(row.day, row.currency, row.amount))
+        except OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.QueryCanceled):
+                raise
+        if len(_kept_days) > 200:
+            _kept_days.clear()
+        _kept_days[key] = {currency: tuple(of) for currency, of in days.items()}
+    return _kept_days[key]
 
 
 @dataclass(frozen=True)
@@ -387,12 +416,13 @@ def tenant_month(connection: Connection, catalog: Catalog, reconciled: Reconcile
 
 
 _WINDOW = "hour, tenant_id, service, dimensions, window_start"
-_DAYS = f"""
+_CURRENT = f"""
 , current AS (
-  SELECT DISTINCT ON ({_WINDOW}) window_start, currency, amount {Scope.rows("rated_usage")}
+  SELECT DISTINCT ON ({_WINDOW}) window_start, currency, amount {Scope.rows("rated_usage")} %s
   ORDER BY {_WINDOW}, revision DESC)
 SELECT CAST(window_start AT TIME ZONE 'UTC' AS date) AS day, currency, sum(amount) AS amount
 FROM current GROUP BY 1, 2 ORDER BY 1, 2"""
+_DAYS, _DAYS_SEEN = _CURRENT % "", _CURRENT % f"AND {_seen('x.tenant_id')}"
 _INVOICES = f"""
 , wanted AS (SELECT DISTINCT x.invoice_id {Scope.rows("invoice_lines", "period_start", hourly=False)})
 SELECT i.* FROM invoices i JOIN wanted USING (invoice_id) ORDER BY created, invoice_id"""

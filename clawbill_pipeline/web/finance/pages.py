@@ -69,12 +69,14 @@ class Pages:
                 "causes": figures.causes(connection, reconciled.period, seen),
                 "files": figures.report_files(connection, reconciled.period) if seen is None else (),
             }
+        days = figures.rated_days(self._ledger, self.catalog(), reconciled, seen)
         charts = []
         for currency, of_currency in bars.items():
             shown = _money(currency)
             drawn = waterfall_svg(of_currency, shown, f"From rated to paid in {currency}")
-            rated = days_svg(grown.rated.get(currency, ()), shown, f"Rated by the end of each day in {currency}")
-            charts.append((currency, drawn, rated))
+            what, of = ("Rated a day", days) if days else ("Rated by the end of each day", grown.rated)
+            rated = days_svg(of.get(currency, ()), shown, f"{what} in {currency}")
+            charts.append((currency, drawn, what, rated))
         counted = days_svg(grown.breaks, lambda value: f"{value} breaks", "Open breaks at the end of each day")
         return page(
             "overview.html", **frame, **values, charts=charts, breaks_chart=counted,
@@ -116,17 +118,22 @@ class Pages:
 
     def invoice(self, request: Request, visit: Visit) -> Response:
         """``GET /invoices/{invoice_id}``."""
+        catalog = self.catalog()
         with self._ledger.transaction() as connection:
-            found = figures.invoice(connection, self.catalog(), request.path_params["invoice_id"], visit.viewer.tenants)
+            found = figures.invoice(connection, catalog, request.path_params["invoice_id"], visit.viewer.tenants)
+            known = figures.periods(connection)
         if found is None:
             raise Refused(404, "No such invoice, or not one that you may see.")
-        return page("invoice.html", visit=visit, invoice=found, said=request.query_params.get("said", ""))
+        tenant = catalog.tenants.get(found.row.tenant_id or "")
+        period = tenant.period_at(found.sides[0].start).key if tenant and found.sides else None
+        said = request.query_params.get("said", "")
+        return page("invoice.html", visit=visit, invoice=found, said=said, period=period if period in known else None)
 
     def line(self, request: Request, visit: Visit) -> Response:
         """``GET /lines/{line_id}``: down to the usage events."""
         line_id = request.path_params["line_id"]
         with self._ledger.transaction() as connection:
-            known = figures.tenant_of_line(connection, line_id)
+            known, periods = figures.tenant_of_line(connection, line_id), figures.periods(connection)
         if known is None or not visit.viewer.sees(known[1]):
             raise Refused(404, "No such invoice line, or not one that you may see.")
         try:
@@ -134,7 +141,8 @@ class Pages:
                 lineage = explain(self._ledger, Lake(self._settings.lake_root), self.catalog(), line_id, limit=EVENTS)
         except UnknownLine as error:
             raise Refused(404, f"Nothing to show below this line: {error}") from None
-        return page("line.html", visit=visit, lineage=lineage)
+        period = lineage.line.period.key
+        return page("line.html", visit=visit, lineage=lineage, period=period if period in periods else None)
 
     def changes(self, request: Request, visit: Visit) -> Response:
         """``GET /periods/{period}/changes?since=YYYY-MM-DD``; since this time yesterday by default."""

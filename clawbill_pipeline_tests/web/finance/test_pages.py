@@ -159,7 +159,7 @@ def test_an_invoice_beside_its_recomputation(office: Office) -> None:
     client = office.client("rita")
     assert "bills what the ledger has" not in words(client.get("/invoices/in_osaka"))
     page = words(client.get("/invoices/in_osaka"))
-    assert "1 of 1 services differ" in page
+    assert "1 of 1 services differs" in page
     assert "333" in page
     assert "400" in page  # six hours of 333 tokens at 0.2
     assert "/lines/il_osaka_tokens" in client.get("/invoices/in_osaka").text
