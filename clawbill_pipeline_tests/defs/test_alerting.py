@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -128,3 +129,33 @@ def test_a_failed_run_is_told_without_a_ledger_too(posted: Hook) -> None:
     away = Ledger("postgresql+psycopg://nobody@127.0.0.1:1/none")
     _tell_of(away, f"*={posted.url()}; *=json://127.0.0.1:1/", {})
     assert len(posted.received) == 1
+
+
+def _evaluated(name: str, instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
+    """A tick of the sensor as Dagster's daemon has it: resources come from the definitions and the environment."""
+    sensor = defs.get_repository_def().get_sensor_def(name)
+    resources = {key: made for key, made in (defs.resources or {}).items() if key in sensor.required_resource_keys}
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, definitions=defs, resources=resources, sensor_name=name
+    ) as context:
+        return sensor.evaluate_tick(context)
+
+
+def test_ticks_as_the_daemon_has_them(
+    ledger: Ledger, posted: Hook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLAWBILL_STATE", str(tmp_path))
+    monkeypatch.setenv("CLAWBILL_DATABASE_URL", ledger.engine.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("CLAWBILL_ALERTS", f"{DATA}={posted.url()}")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert "messages sent" in str(_evaluated("alerts", instance).skip_message)
+        # A run status sensor begins with what comes after its first tick.
+        first = {name: _evaluated(name, instance).cursor for name in ("failed_runs", "after_reconciliation")}
+        job = dg.Definitions([broken], jobs=[dg.define_asset_job("rating", [broken])]).resolve_job_def("rating")
+        assert not job.execute_in_process(instance=instance, raise_on_error=False).success
+        reconciliation = dg.GraphDefinition(name="reconciliation").to_job()
+        assert reconciliation.execute_in_process(instance=instance).success
+        _evaluated("failed_runs", instance, first["failed_runs"])
+        after = _evaluated("after_reconciliation", instance, first["after_reconciliation"])
+    assert [message["title"] for message in posted.received][-1:] == ["clawbill: run of rating failed"]
+    assert "No break can be corrected" in str(after.skip_message)
