@@ -13,13 +13,13 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from clawbill_pipeline.catalog import load
 from clawbill_pipeline.invoicing import close
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail
 from clawbill_pipeline.settings import Settings, SettingsError
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline.web.finance import figures
+from clawbill_pipeline.web.finance.catalogue import CatalogFile
 from clawbill_pipeline.web.finance.door import Door, Refused, Visit, note
 from clawbill_pipeline.web.finance.render import page
 
@@ -33,10 +33,11 @@ WHY = 1000
 class Approvals:
     """The list of what waits, and the two decisions."""
 
-    def __init__(self, door: Door, settings: Settings) -> None:
+    def __init__(self, door: Door, settings: Settings, catalog: CatalogFile) -> None:
         self._door = door
         self._ledger = door.ledger
         self._settings = settings
+        self._catalog = catalog
 
     def waiting(self, request: Request, visit: Visit) -> Response:
         """``GET /approvals``."""
@@ -57,8 +58,8 @@ class Approvals:
         action = {"hold": close.hold, "release": close.release}.get(visit.form.get("action", ""))
         if action is None:
             raise Refused(400, "Choose hold or release.")
+        catalog = self._catalog.current()
         with self._ledger.transaction() as connection:
-            catalog = load(self._settings.catalog_file)
             if figures.invoice(connection, catalog, invoice_id, visit.viewer.tenants) is None:
                 raise Refused(404, "No such invoice, or not one that you may see.")
         try:

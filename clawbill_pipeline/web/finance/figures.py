@@ -228,7 +228,9 @@ class OfMonth:
 
 def months(connection: Connection, seen: Seen, most: int = 12) -> list[OfMonth]:
     """The newest periods, newest first, each by its newest reconciliation."""
-    query = "SELECT DISTINCT ON (period) * FROM reconciliations ORDER BY period DESC, id DESC LIMIT :most"
+    query = """
+        SELECT DISTINCT ON (period) period, id, as_of, sha256 FROM reconciliations
+        ORDER BY period DESC, id DESC LIMIT :most"""
     rows = connection.execute(text(query), {"most": most}).all()
     return [OfMonth(row.period, row.as_of, totals(connection, _reconciled(row), seen)) for row in rows]
 

@@ -13,13 +13,13 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from clawbill_pipeline.catalog import Catalog, load
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.reconciliation.lineage import UnknownLine, explain
 from clawbill_pipeline.reporting.chart import days_svg, waterfall_svg
 from clawbill_pipeline.reporting.page import number
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.finance import figures
+from clawbill_pipeline.web.finance.catalogue import CatalogFile
 from clawbill_pipeline.web.finance.door import Door, Refused, Visit
 from clawbill_pipeline.web.finance.figures import Filters, Reconciled
 from clawbill_pipeline.web.finance.render import page
@@ -32,14 +32,12 @@ EVENTS = 200
 class Pages:
     """The pages that only show."""
 
-    def __init__(self, door: Door, settings: Settings) -> None:
+    def __init__(self, door: Door, settings: Settings, catalog: CatalogFile) -> None:
         self._door = door
         self._ledger = door.ledger
         self._settings = settings
+        self._catalog = catalog
         self._tracing = threading.BoundedSemaphore(2)  # each reads a month of lake files
-
-    def catalog(self) -> Catalog:
-        return load(self._settings.catalog_file)
 
     def home(self, request: Request, visit: Visit) -> Response:
         """``GET /``: on to the newest period."""
@@ -69,7 +67,7 @@ class Pages:
                 "causes": figures.causes(connection, reconciled.period, seen),
                 "files": figures.report_files(connection, reconciled.period) if seen is None else (),
             }
-        days = figures.rated_days(self._ledger, self.catalog(), reconciled, seen)
+        days = figures.rated_days(self._ledger, self._catalog.current(), reconciled, seen)
         charts = []
         for currency, of_currency in bars.items():
             shown = _money(currency)
@@ -102,7 +100,7 @@ class Pages:
         filters = Filters(standing="open", tenant=tenant_id)
         with self._ledger.transaction() as connection:
             reconciled, frame = self._frame(connection, request, visit)
-            catalog = self.catalog()
+            catalog = self._catalog.current()
             month = figures.tenant_month(connection, catalog, reconciled, tenant_id)
             found, count = figures.breaks(connection, reconciled.period, filters, visit.viewer.tenants)
         if not (month.steps or found or month.invoices) and tenant_id not in catalog.tenants:
@@ -118,7 +116,7 @@ class Pages:
 
     def invoice(self, request: Request, visit: Visit) -> Response:
         """``GET /invoices/{invoice_id}``."""
-        catalog = self.catalog()
+        catalog = self._catalog.current()
         with self._ledger.transaction() as connection:
             found = figures.invoice(connection, catalog, request.path_params["invoice_id"], visit.viewer.tenants)
             known = figures.periods(connection)
@@ -138,7 +136,9 @@ class Pages:
             raise Refused(404, "No such invoice line, or not one that you may see.")
         try:
             with self._tracing:
-                lineage = explain(self._ledger, Lake(self._settings.lake_root), self.catalog(), line_id, limit=EVENTS)
+                lineage = explain(
+                    self._ledger, Lake(self._settings.lake_root), self._catalog.current(), line_id, limit=EVENTS
+                )
         except UnknownLine as error:
             raise Refused(404, f"Nothing to show below this line: {error}") from None
         period = lineage.line.period.key
@@ -153,7 +153,7 @@ class Pages:
             since = now - timedelta(days=1)
         with self._ledger.transaction() as connection:
             reconciled, frame = self._frame(connection, request, visit, "changes")
-            found = figures.changes(connection, self.catalog(), reconciled, since, visit.viewer.tenants)
+            found = figures.changes(connection, self._catalog.current(), reconciled, since, visit.viewer.tenants)
         before = {total.currency: total for total in found.before or ()}
         return page("changes.html", **frame, changes=found, before=before, since=since)
 

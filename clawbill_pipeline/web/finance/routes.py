@@ -7,6 +7,7 @@ from starlette.routing import Route
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.finance.approvals import Approvals
+from clawbill_pipeline.web.finance.catalogue import CatalogFile
 from clawbill_pipeline.web.finance.door import Door, Handler
 from clawbill_pipeline.web.finance.downloads import Downloads
 from clawbill_pipeline.web.finance.pages import Pages
@@ -16,7 +17,8 @@ from clawbill_pipeline.web.finance.render import style_sheet
 def finance_routes(settings: Settings, ledger: Ledger) -> list[Route]:
     """All routes: pages and downloads for whoever is let in, decisions for the role finance alone."""
     door = Door(settings, ledger)
-    pages, approvals = Pages(door, settings), Approvals(door, settings)
+    catalog = CatalogFile(settings)
+    pages, approvals = Pages(door, settings, catalog), Approvals(door, settings, catalog)
     shown: dict[str, Handler] = {
         "/": pages.home,
         "/periods": pages.chosen,
