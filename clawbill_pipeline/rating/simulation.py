@@ -23,7 +23,7 @@ from clawbill_pipeline.catalog import (
     openclaw_service,
     split_openclaw_service,
 )
-from clawbill_pipeline.money import total
+from clawbill_pipeline.money import SCALE, total
 from clawbill_pipeline.rating.movements import Comparison, Cost, Movement
 from clawbill_pipeline.rating.vectorised import Priced, rated
 
@@ -63,8 +63,10 @@ JOIN shadow_windows AS w
 GROUP BY w.tenant_id, w.service, w.dimensions, w.price, w.booked_before,
          CASE WHEN w.spans THEN w.start ELSE u.window_start END
 """
+# Each amount has the places that the ledger keeps of an answer, rounded half away from zero as there.
 _TOTALS = """
-SELECT tenant_id, service, sum(CASE WHEN booked_before THEN -amount ELSE amount END), count(error), any_value(error)
+SELECT tenant_id, service, sum(round(CASE WHEN booked_before THEN -amount ELSE amount END, {places})), count(error),
+       any_value(error)
 FROM {view} GROUP BY tenant_id, service ORDER BY tenant_id, service
 """
 
@@ -166,7 +168,7 @@ def _costs(
         last = dict(db.sql(_LAST.format(usage=usage)).fetchall())
     keys, prices = _prices(catalog, windows, [as_of or last.get(n, w.start) for n, w in enumerate(windows)])
     with _registered(db, windows, keys), rated(db, _UNITS.format(usage=usage), prices) as view:
-        totals = db.sql(_TOTALS.format(view=view)).fetchall()
+        totals = db.sql(_TOTALS.format(view=view, places=SCALE)).fetchall()
     for tenant_id, service, amount, failed, error in totals:
         reason = "no price in force" if error and error.startswith("no price '") else error
         fault = f"{failed} not rated, such as: {reason}" if failed else ""

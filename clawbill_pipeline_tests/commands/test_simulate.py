@@ -16,6 +16,7 @@ import dagster as dg
 import openpyxl
 import pytest
 from click.testing import CliRunner, Result
+from pydantic import SecretStr
 from sqlalchemy import text
 
 from clawbill_pipeline.catalog import load
@@ -23,7 +24,10 @@ from clawbill_pipeline.cli import cli
 from clawbill_pipeline.definitions import build_definitions
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.tables import SCHEMA
+from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.rating.history import compare
+from clawbill_pipeline.rating.station import rate
+from clawbill_pipeline_tests.benchmarks.rating import TOKEN, serving
 
 CATALOG = """
 start: 2026-01-01T00:00:00Z
@@ -300,6 +304,27 @@ def test_the_dagster_job_shows_the_tables_and_writes_nothing(ledger: Ledger, tmp
     assert len(metadata["tenants_and_services"].records) == 5  # type: ignore[attr-defined]
     assert shown["in_neither_catalogue"] == "nobody"
     assert fingerprint(ledger) == before
+
+
+def test_the_current_amounts_are_those_that_were_booked(ledger: Ledger, tmp_path: Path) -> None:
+    odd = CATALOG.replace('unit_amount: "0.5"}\n', "unit_amount: 1, per: 7}\n", 1).replace(
+        "unit_amount: 1}", "unit_amount: 1, flat_amount: 3}"
+    )
+    Path("catalog.yaml").write_text(odd)
+    catalog = load("catalog.yaml")
+    last = max(at for _, _, at, _, _ in USAGE) + timedelta(hours=1)
+    with serving(tmp_path, workers=1) as server:
+        openclaw = OpenClaw(server.url, SecretStr(TOKEN))
+        rate(ledger, catalog, openclaw, start=FEBRUARY - timedelta(hours=1), end=last, now=last, run_id="r")
+    with ledger.transaction() as connection:
+        booked = connection.execute(
+            text("SELECT tenant_id, service, sum(amount) FROM rated_usage WHERE hour >= :start GROUP BY 1, 2"),
+            {"start": FEBRUARY},
+        ).all()
+    found = compare(ledger, catalog, catalog, start=FEBRUARY, end=last)
+    amounts = {(tenant, service): amount for tenant, service, amount in booked}
+    assert amounts["acme", "requests"] == Decimal("14.285714285714")
+    assert {(m.tenant_id, m.service): m.current_amount for m in found.movements if m.current} == amounts
 
 
 def test_amounts_are_exact_where_floats_are_not(ledger: Ledger) -> None:
