@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,10 +12,12 @@ from importlib import resources
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pyarrow import csv
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 
@@ -141,6 +144,18 @@ def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: 
             copy.write_row(row)
             count += 1
     return count
+
+
+def copy_arrow(connection: Connection, table: str, rows: pa.Table) -> int:
+    """As ``copy_rows``, for columns of an Arrow table by their names: several times as fast, and as exact."""
+    buffer = io.BytesIO()
+    # Quoted whatever it is, a text that is empty differs from one that is not there.
+    csv.write_csv(rows, buffer, csv.WriteOptions(include_header=False, quoting_style="all_valid"))
+    raw: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
+    statement = f"COPY {table} ({', '.join(rows.column_names)}) FROM STDIN (FORMAT csv)"
+    with raw.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(buffer.getbuffer())
+    return len(rows)
 
 
 def lock(connection: Connection, *names: str) -> None:

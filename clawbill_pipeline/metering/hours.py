@@ -16,7 +16,7 @@ from clawbill_pipeline.catalog import Catalog, hours_between
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.ledger.database import copy_arrow, lock_all
 from clawbill_pipeline.metering.counting import Count, Cut, count
 from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
 from clawbill_pipeline.money import plain, total
@@ -199,7 +199,6 @@ _REVISE = text("""
     WHERE coalesce(c.quantity, 0) IS DISTINCT FROM h.quantity
     RETURNING hour, tenant_id, reason
 """)
-_COLUMNS = ("hour", "tenant_id", "service", "dimensions", "window_start", "quantity", "events")
 
 
 def _write_quantities(
@@ -211,14 +210,9 @@ def _write_quantities(
             "window_start timestamptz, quantity numeric(38, 12), events bigint) ON COMMIT DROP"
         )
     )
-    copy_rows(connection, "counted", _COLUMNS, _rows(counted))
+    copy_arrow(connection, "counted", counted.quantities)
     written = connection.execute(_REVISE, {"start": start, "end": end, "now": now, "run_id": run_id})
     return [(row.hour, row.reason) for row in written]
-
-
-def _rows(counted: Count) -> Iterator[tuple[object, ...]]:
-    for batch in counted.quantities.select(_COLUMNS).to_batches():
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _write_conflicts(connection: Connection, counted: Count, now: datetime) -> None:

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pyarrow as pa
 import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from clawbill_pipeline.ledger import Ledger, LedgerError, migration_state
-from clawbill_pipeline.ledger.database import copy_rows, lock, lock_all, lock_key, make_engine, shown
+from clawbill_pipeline.ledger.database import copy_arrow, copy_rows, lock, lock_all, lock_key, make_engine, shown
 
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -81,6 +82,21 @@ def test_copy_keeps_every_digit_and_every_letter(ledger: Ledger) -> None:
         assert copy_rows(c, "held", ("a", "b", "c"), iter(rows)) == 3
         assert [tuple(row) for row in c.execute(text("SELECT * FROM held"))] == rows
         assert copy_rows(c, "held", ("a",), []) == 0
+
+
+def test_copy_of_arrow_tables_is_as_exact(ledger: Ledger) -> None:
+    rows = [
+        (Decimal("99999999999999999999999999.999999999999"), 'quoted "text", comma, newline\n and \\. ✓', NOVEMBER),
+        (Decimal("-0.000000000001"), "", NOVEMBER + timedelta(microseconds=1)),
+        (None, None, None),
+    ]
+    schema = pa.schema([("a", pa.decimal128(38, 12)), ("b", pa.string()), ("c", pa.timestamp("us", tz="UTC"))])
+    table = pa.Table.from_pylist([dict(zip("abc", row, strict=True)) for row in rows], schema=schema)
+    with ledger.transaction() as c:
+        c.execute(text("CREATE TEMP TABLE held (a numeric(38, 12), b text, c timestamptz)"))
+        assert copy_arrow(c, "held", table) == 3
+        assert [tuple(row) for row in c.execute(text("SELECT * FROM held"))] == rows
+        assert copy_arrow(c, "held", table.slice(0, 0)) == 0
 
 
 def test_one_name_one_holder(ledger: Ledger) -> None:
