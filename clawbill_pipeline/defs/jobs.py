@@ -49,6 +49,12 @@ reconciliation = dg.define_asset_job(
     executor_def=dg.in_process_executor,
     description="Reads Stripe back, compares everything, and renders the reports of a month's billing periods.",
 )
+day_report = dg.define_asset_job(
+    "day_report",
+    selection=["daily_diff_report"],
+    executor_def=dg.in_process_executor,
+    description="Renders the report of a day, as of the newest reconciliation.",
+)
 stripe_provisioning = dg.define_asset_job(
     "stripe_provisioning",
     selection=["stripe_setup"],
@@ -63,5 +69,6 @@ JOBS: list[dg.JobDefinition | UnresolvedAssetJobDefinition] = [
     open_matters,
     stripe_sweep,
     reconciliation,
+    day_report,
     stripe_provisioning,
 ]

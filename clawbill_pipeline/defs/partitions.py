@@ -30,6 +30,10 @@ class Hours(TypedDict):
     end: datetime
 
 
+#: Days of UTC since the catalogue's start, for reports.
+days = dg.DailyPartitionsDefinition(start_date=_start.replace(hour=0), fmt="%Y-%m-%d")
+
+
 def hours_of(context: dg.AssetExecutionContext) -> Hours:
     """The hours that a run covers: one, or a whole backfill."""
     window = context.partition_time_window

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from clawbill_pipeline.defs.environment import catalog_at_load
-from clawbill_pipeline.defs.jobs import hourly_billing, open_matters, reconciliation, stripe_sweep
+from clawbill_pipeline.defs.jobs import day_report, hourly_billing, open_matters, reconciliation, stripe_sweep
 from clawbill_pipeline.defs.partitions import periods
 
 _lag = int(catalog_at_load().calendar.metering_lag.total_seconds() // 60)
@@ -43,4 +43,13 @@ sweep = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 
-SCHEDULES = [hourly, daily, open_matters_again, sweep]
+report_of_the_day = dg.build_schedule_from_partitioned_job(
+    day_report,
+    name="day_report",
+    hour_of_day=7,
+    minute_of_hour=30,
+    description="The report of the day before, once the reconciliation of 06:30 is through.",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+
+SCHEDULES = [hourly, daily, open_matters_again, sweep, report_of_the_day]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.ledger import Ledger
@@ -64,17 +64,10 @@ def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: 
     with ledger.transaction() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         report = read_report(connection, catalog, period)
-        files = [_write(folder / period / name, [make(report)]) for name, make in FILES.items()]
-        files.append(_write(folder / period / FOCUS, focus_csv(connection, catalog, period)))
+        files = [write(folder / period / name, [make(report)]) for name, make in FILES.items()]
+        files.append(write(folder / period / FOCUS, focus_csv(connection, catalog, period)))
     with ledger.transaction() as connection:
-        registered = sum(
-            connection.execute(
-                _REGISTER,
-                {"period": period, "name": file.name, "sha256": file.sha256, "bytes": file.bytes,
-                 "reconciliation_id": report.reconciliation_id, "now": now},
-            ).rowcount
-            for file in files
-        )  # fmt: skip
+        registered = register(connection, period, files, report.reconciliation_id, now)
     check = Check(
         "reports_written",
         all(file.path.stat().st_size == file.bytes for file in files),
@@ -84,6 +77,20 @@ def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: 
     return Rendered(period, report.reconciliation_id, tuple(files), registered, len(report.faults), (check,))
 
 
+def register(
+    connection: Connection, period: str, files: Iterable[ReportFile], reconciliation_id: int, now: datetime
+) -> int:
+    """Notes the files in the ledger; returns how many had a content that it had not seen."""
+    return sum(
+        connection.execute(
+            _REGISTER,
+            {"period": period, "name": file.name, "sha256": file.sha256, "bytes": file.bytes,
+             "reconciliation_id": reconciliation_id, "now": now},
+        ).rowcount
+        for file in files
+    )  # fmt: skip
+
+
 _REGISTER = text("""
     INSERT INTO reports (period, name, sha256, bytes, reconciliation_id, made_at)
     VALUES (:period, :name, :sha256, :bytes, :reconciliation_id, :now)
@@ -91,7 +98,7 @@ _REGISTER = text("""
 """)
 
 
-def _write(path: Path, parts: Iterable[bytes]) -> ReportFile:
+def write(path: Path, parts: Iterable[bytes]) -> ReportFile:
     """Puts what ``parts`` add up to at ``path``; readers see the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0

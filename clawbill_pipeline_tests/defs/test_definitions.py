@@ -15,6 +15,7 @@ from clawbill_pipeline.definitions import build_definitions, defs
 ROOT = Path(__file__).resolve().parents[2]
 HOURLY = {"usage_events", "metered_usage", "rated_usage", "stripe_usage_records"}
 MONTHLY = {"stripe_usage_summaries", "usage_reconciliation", "diff_report"}
+DAILY = {"daily_diff_report"}
 EVENTFUL = {
     "stripe_setup",
     "stripe_event_inbox",
@@ -33,6 +34,7 @@ def test_the_assets_are_those_of_the_design_and_partitioned_as_it_says() -> None
     found = {name: type(spec.partitions_def).__name__ for name, spec in specs().items()}
     assert found == {
         **dict.fromkeys(HOURLY, "HourlyPartitionsDefinition"),
+        **dict.fromkeys(DAILY, "DailyPartitionsDefinition"),
         **dict.fromkeys(MONTHLY, "MonthlyPartitionsDefinition"),
         **dict.fromkeys(EVENTFUL, "NoneType"),
     }
@@ -42,6 +44,7 @@ def test_jobs_schedules_and_sensors() -> None:
     assert {job.name for job in defs.resolve_all_job_defs()} - {"__ASSET_JOB"} == {
         "landing", "hourly_billing", "late_billing", "stripe_events", "reconciliation", "stripe_provisioning",
         "open_matters", "stripe_sweep", "price_simulation", "corrective_delivery",
+        "day_report",
     }  # fmt: skip
     repository = defs.get_repository_def()
     assert {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs} == {
@@ -49,6 +52,7 @@ def test_jobs_schedules_and_sensors() -> None:
         "daily": "30 6 * * *",
         "open_matters": "*/10 * * * *",
         "sweep": "40 * * * *",
+        "day_report": "30 7 * * *",
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
         "after_reconciliation", "alerts", "failed_runs", "late_usage", "stripe_inbox",
@@ -57,7 +61,7 @@ def test_jobs_schedules_and_sensors() -> None:
     assert all(each.default_status.value == "RUNNING" for each in started)
 
 
-@pytest.mark.parametrize("name", sorted(HOURLY | MONTHLY | EVENTFUL))
+@pytest.mark.parametrize("name", sorted(HOURLY | DAILY | MONTHLY | EVENTFUL))
 def test_every_asset_is_its_own_documentation(name: str) -> None:
     spec = specs()[name]
     assert spec.description

@@ -1,0 +1,274 @@
+"""A day's report: what each tenant used hour by hour, as metered, rated, sent and held, and the breaks of those hours.
+
+Days are of UTC. What only a period knows (invoices, payments, totals) is in the period's report.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import xlsxwriter
+from sqlalchemy import Connection, text
+from xlsxwriter.utility import xl_col_to_name
+from xlsxwriter.worksheet import Worksheet
+
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.causes import CAUSES
+from clawbill_pipeline.reporting.harmless import harmless
+from clawbill_pipeline.reporting.render import ReportFile, register, write
+from clawbill_pipeline.reporting.report import Break, NothingToReport, total
+from clawbill_pipeline.reporting.tables import BREAKS as BREAK_COLUMNS
+from clawbill_pipeline.reporting.tables import table
+from clawbill_pipeline.reporting.workbook import BREAKS, MOST_ROWS, Column
+from clawbill_pipeline.results import Check
+
+HOURS = (
+    Column("hour", "Hour (UTC)", 17, "at"),
+    Column("tenant_id", "Tenant", 22),
+    Column("service", "Service", 24),
+    Column("currency", "Currency", 10),
+    Column("metered_quantity", "Metered quantity", 18, "quantity"),
+    Column("rated_quantity", "Rated quantity", 18, "quantity"),
+    Column("rated_amount", "Rated amount", 18, "number"),
+    Column("planned_units", "Units planned", 18, "quantity"),
+    Column("sent_units", "Units acknowledged", 18, "quantity"),
+    Column("held_units", "Units held by Stripe", 18, "quantity"),
+    Column("revisions", "Revisions", 10, "quantity"),
+)
+
+
+@dataclass(frozen=True)
+class Hour:
+    """One tenant's service in one hour. ``held_units`` is None where Stripe's hours were not read: where the period's
+    total agrees they need not be."""
+
+    hour: datetime
+    tenant_id: str
+    service: str
+    currency: str | None
+    metered_quantity: Decimal | None
+    rated_quantity: Decimal | None
+    rated_amount: Decimal | None
+    planned_units: Decimal | None
+    sent_units: Decimal | None
+    held_units: Decimal | None
+    revisions: int
+
+
+@dataclass(frozen=True)
+class DayReport:
+    """All that a day's report shows, as of the newest reconciliation of its month or the one before."""
+
+    day: date
+    reconciliation_id: int
+    as_of: datetime
+    hours: tuple[Hour, ...]
+    breaks: tuple[Break, ...]
+
+    @property
+    def currencies(self) -> tuple[str, ...]:
+        return tuple(sorted({hour.currency for hour in self.hours if hour.currency}))
+
+    @property
+    def faults(self) -> tuple[Break, ...]:
+        return tuple(found for found in self.breaks if found.standing == "fault")
+
+
+@dataclass(frozen=True)
+class DayRendered:
+    """What rendering came to. ``registered`` counts files whose content the ledger had not seen."""
+
+    day: str
+    reconciliation_id: int
+    files: tuple[ReportFile, ...]
+    registered: int
+    hours: int
+    open_breaks: int
+    checks: tuple[Check, ...]
+
+
+def render_day(ledger: Ledger, *, day: date, folder: Path, now: datetime) -> DayRendered:
+    """Writes a UTC day's workbook and CSV files beside its month's reports, and registers them in the ledger.
+
+    The same data gives the same bytes. Raises NothingToReport for a day of no reconciled period.
+    """
+    period = f"{day:%Y-%m}"
+    with ledger.transaction() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        report = read_day(connection, day)
+    made = {
+        f"diff_report_{day}.xlsx": day_workbook(report),
+        f"hours_{day}.csv": table([column.name for column in HOURS], report.hours),
+        f"breaks_{day}.csv": table(BREAK_COLUMNS, report.breaks),
+    }
+    files = tuple(write(folder / period / name, [content]) for name, content in made.items())
+    with ledger.transaction() as connection:
+        registered = register(connection, period, files, report.reconciliation_id, now)
+    check = Check(
+        "day_report_written",
+        all(file.path.stat().st_size == file.bytes for file in files),
+        "Every report file of the day is on disk in full.",
+        {"files": len(files), "bytes": sum(file.bytes for file in files)},
+    )
+    counts = len(report.hours), len(report.faults)
+    return DayRendered(str(day), report.reconciliation_id, files, registered, *counts, (check,))
+
+
+def read_day(connection: Connection, day: date) -> DayReport:
+    """The report of a UTC day. Raises NothingToReport."""
+    # A billing period that holds the day starts in its month or in the one before.
+    months = [f"{day:%Y-%m}", f"{day.replace(day=1) - timedelta(days=1):%Y-%m}"]
+    newest = connection.execute(_NEWEST, {"periods": months}).first()
+    if newest is None:
+        raise NothingToReport(
+            f"{day}: neither {months[0]} nor {months[1]} was reconciled: run the asset usage_reconciliation, then this"
+        )
+    start = datetime.combine(day, time(), UTC)
+    given = {"start": start, "end": start + timedelta(days=1)}
+    return DayReport(
+        day,
+        newest.id,
+        newest.as_of,
+        tuple(Hour(**row._mapping) for row in connection.execute(_HOURS, given)),
+        tuple(Break(**row._mapping) for row in connection.execute(_BREAKS, given)),
+    )
+
+
+_NEWEST = text("SELECT id, as_of FROM reconciliations WHERE period = ANY(:periods) ORDER BY id DESC LIMIT 1")
+_HOURS = text("""
+WITH m AS (
+  SELECT hour, tenant_id, service, sum(quantity) AS metered_quantity, max(revision) AS revisions
+  FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
+    FROM metered_usage WHERE hour >= :start AND hour < :end
+    ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) newest
+  GROUP BY hour, tenant_id, service),
+r AS (
+  SELECT hour, tenant_id, service, sum(quantity) AS rated_quantity, sum(amount) AS rated_amount,
+    min(currency) AS currency
+  FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
+    FROM rated_usage WHERE hour >= :start AND hour < :end
+    ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) newest
+  GROUP BY hour, tenant_id, service),
+newest_planned AS (
+  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
+  FROM usage_records WHERE hour >= :start AND hour < :end
+  ORDER BY hour, customer_id, meter, window_start, revision DESC),
+newest_sent AS (
+  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
+  FROM usage_records WHERE hour >= :start AND hour < :end AND state = 'delivered'
+  ORDER BY hour, customer_id, meter, window_start, revision DESC),
+p AS (SELECT hour, tenant_id, service, sum(units) AS planned_units FROM newest_planned GROUP BY 1, 2, 3),
+s AS (SELECT hour, tenant_id, service, sum(units) AS sent_units FROM newest_sent GROUP BY 1, 2, 3),
+h AS (
+  SELECT DISTINCT ON (hour, tenant_id, service) hour, tenant_id, service, units AS held_units
+  FROM usage_summaries WHERE hour >= :start AND hour < :end ORDER BY hour, tenant_id, service, id DESC)
+SELECT hour, tenant_id, service, currency, metered_quantity, rated_quantity, rated_amount, planned_units, sent_units,
+  held_units, coalesce(revisions, 0) AS revisions
+FROM m FULL JOIN r USING (hour, tenant_id, service) FULL JOIN p USING (hour, tenant_id, service)
+FULL JOIN s USING (hour, tenant_id, service) FULL JOIN h USING (hour, tenant_id, service)
+ORDER BY hour, tenant_id, service
+""")
+_BREAKS = text("""
+SELECT tenant_id, service, hour, step, cause, currency, quantity, amount, detail, first_seen, last_seen, closed_at
+FROM breaks WHERE hour >= :start AND hour < :end
+ORDER BY closed_at IS NOT NULL, tenant_id, service, hour, step, cause, id
+""")
+
+
+# --- the workbook -----------------------------------------------------------------------------------------------------
+
+
+def day_workbook(report: DayReport) -> bytes:
+    """Summary, hours and breaks; totals are formulas. The same report gives the same bytes."""
+    out = io.BytesIO()
+    options = {
+        "in_memory": True, "strings_to_formulas": False, "strings_to_urls": False, "strings_to_numbers": False,
+        "remove_timezone": True,
+    }  # fmt: skip
+    book = xlsxwriter.Workbook(out, options)
+    made = report.as_of.replace(tzinfo=None, microsecond=0)
+    book.set_properties({"title": f"Billing differences {report.day}", "author": "clawbill", "created": made})
+    looks = {
+        "title": book.add_format({"bold": True, "font_size": 16}),
+        "head": book.add_format({"bold": True, "bg_color": "#1F3A5F", "font_color": "#FFFFFF", "text_wrap": True}),
+        "text": book.add_format({"valign": "top"}),
+        "wrapped": book.add_format({"valign": "top", "text_wrap": True}),
+        "at": book.add_format({"valign": "top", "num_format": "yyyy-mm-dd hh:mm", "align": "left"}),
+        "quantity": book.add_format({"valign": "top", "num_format": "#,##0.############;[Red]-#,##0.############"}),
+        "number": book.add_format({"valign": "top", "num_format": "#,##0.00##########;[Red]-#,##0.00##########"}),
+        "count": book.add_format({"valign": "top", "num_format": "#,##0"}),
+    }
+    summary = book.add_worksheet("Summary")
+    _sheet(book, "Hours", HOURS, report.hours, looks)
+    _sheet(book, "Breaks", BREAKS, report.breaks, looks)
+    _summary(summary, report, looks)
+    book.close()
+    return out.getvalue()
+
+
+def _sheet(book: Any, name: str, columns: Sequence[Column], rows: Sequence[Any], looks: dict[str, Any]) -> None:
+    sheet = book.add_worksheet(name)
+    sheet.freeze_panes(1, 3)
+    sheet.set_landscape()
+    sheet.fit_to_pages(1, 0)
+    sheet.repeat_rows(0)
+    for number, column in enumerate(columns):
+        sheet.set_column(number, number, column.width)
+        sheet.write_string(0, number, column.heading, looks["head"])
+    for at, row in enumerate(rows[:MOST_ROWS], 1):
+        for number, column in enumerate(columns):
+            value = getattr(row, column.name)
+            if value is None:
+                continue
+            if column.kind == "at":
+                sheet.write_datetime(at, number, value, looks["at"])
+            elif column.kind in ("quantity", "number"):
+                sheet.write_number(at, number, float(value), looks[column.kind])
+            else:
+                sheet.write_string(at, number, harmless(str(value)), looks[column.kind])
+    if rows:
+        sheet.autofilter(0, 0, len(rows[:MOST_ROWS]), len(columns) - 1)
+
+
+def _summary(sheet: Worksheet, report: DayReport, looks: dict[str, Any]) -> None:
+    sheet.set_column(0, 0, 40)
+    sheet.set_column(1, 8, 20)
+    sheet.freeze_panes(4, 1)
+    sheet.write_string(0, 0, f"Billing differences {report.day}", looks["title"])
+    sheet.write_string(1, 0, f"UTC day; reconciled as of {report.as_of:%Y-%m-%d %H:%M} UTC", looks["text"])
+    faults = len(report.faults)
+    verdict = f"{faults} open break{'s' * (faults != 1)}" if faults else "No open break"
+    sheet.write_string(2, 0, verdict, looks["text"])
+    for number, heading in enumerate(("", *report.currencies)):
+        sheet.write_string(4, number, heading, looks["head"])
+    sheet.write_string(5, 0, "Rated (exact)", looks["text"])
+    for number, currency in enumerate(report.currencies, 1):
+        value = total(h.rated_amount for h in report.hours if h.currency == currency and h.rated_amount is not None)
+        formula = _sum("Hours", HOURS, "rated_amount", len(report.hours), [("currency", f'"{currency}"')])
+        sheet.write_formula(5, number, formula, looks["number"], float(value))
+    at = 7
+    for number, heading in enumerate(("Open differences by cause", *report.currencies)):
+        sheet.write_string(at, number, heading, looks["head"])
+    rows = [found for found in report.breaks if found.closed_at is None]
+    for cause in [each for each in CAUSES if any(found.cause == each for found in rows)]:
+        at += 1
+        sheet.write_string(at, 0, cause, looks["text"])
+        for number, currency in enumerate(report.currencies, 1):
+            value = total(found.amount for found in rows if (found.cause, found.currency) == (cause, currency))
+            keys = [("cause", f'"{cause}"'), ("currency", f'"{currency}"'), ("standing", '"<>closed"')]
+            formula = _sum("Breaks", BREAKS, "amount", len(report.breaks), keys)
+            sheet.write_formula(at, number, formula, looks["number"], float(value))
+
+
+def _sum(sheet: str, columns: Sequence[Column], name: str, rows: int, keys: Sequence[tuple[str, str]]) -> str:
+    def area(column: str) -> str:
+        letter = xl_col_to_name([each.name for each in columns].index(column))
+        return f"'{sheet}'!${letter}$2:${letter}${min(max(rows, 1), MOST_ROWS) + 1}"
+
+    return f"=ROUND(SUMIFS({area(name)}," + ",".join(f"{area(key)},{wanted}" for key, wanted in keys) + "),12)"
