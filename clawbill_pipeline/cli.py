@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 #: Commands that are a file of their own in commands/: name → module and attribute, loaded when they are called.
 MODULES: dict[str, str] = {
+    "adjustments": "clawbill_pipeline.commands.adjustments:adjustments",
     "alerts": "clawbill_pipeline.commands.alerts:alerts",
     "close": "clawbill_pipeline.commands.close:close",
     "correct": "clawbill_pipeline.commands.correct:correct",

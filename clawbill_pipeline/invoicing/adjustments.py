@@ -1,24 +1,27 @@
 """Usage that came after its invoice was final: proposed as an adjustment that carries its original period.
 
 Stripe bills such usage on no invoice. A proposal is a row of the audit trail (``adjustment.proposed``) that a person
-accepts, as an invoice item or a credit note, or lets go; a newer one for the same line replaces it.
+accepts, as an invoice item or a credit note, or lets go; a newer one for the same line replaces it. What was accepted
+is not proposed again (``adjustment_log``), nor is what was rejected, as long as it stays the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, text
+from sqlalchemy import Connection, Row, insert, text
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.invoicing.adjustment_log import PROPOSED, SETTLED, Standing, read_standings
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail
-from clawbill_pipeline.money import invoice_amount, plain
+from clawbill_pipeline.money import invoice_amount, plain, total
 from clawbill_pipeline.results import Check
 
 #: How far back usage can still change what a final invoice should have said.
@@ -29,7 +32,8 @@ REACH = timedelta(days=400)
 class Adjustment:
     """What a final invoice bills too little (or too much, negative) for a service in its original half-open period.
 
-    ``units`` in Stripe's whole units; ``amount`` in major units, rounded like an invoice line.
+    ``units`` in Stripe's whole units; ``amount`` in major units, rounded like an invoice line. Less what adjustments
+    that were accepted before have billed.
     """
 
     invoice_id: str
@@ -56,9 +60,19 @@ def propose_adjustments(ledger: Ledger, catalog: Catalog, *, now: datetime, run_
     with ledger.transaction() as connection:
         lock(connection, "adjustments")
         candidates = connection.execute(text(_LATE), {"oldest": now - REACH}).all()
-        found = [_of(connection, catalog, row) for row in candidates if row.service in catalog.services]
-        written = sum(_write(connection, each, now, run_id) for each in found)
-    late = [each for each in found if each.units]
+        late, written = [], 0
+        for row in candidates:
+            if row.service not in catalog.services:
+                continue
+            earlier = read_standings(connection, subject=_subject(row))
+            found = _of(connection, catalog, row, [each for each in earlier if each.state in SETTLED])
+            said, last = _said(found), earlier[-1] if earlier else None
+            is_let_go = last is not None and last.state == "rejected" and _says(last, said)
+            if found.units and not is_let_go:
+                late.append(found)
+            if _is_news(said, last):
+                _write(connection, found, _subject(row), said | {"run_id": run_id}, now)
+                written += 1
     check = Check(
         "no_usage_after_its_invoice",
         not late,
@@ -83,19 +97,24 @@ ORDER BY l.tenant_id, l.service, l.period_start, l.invoice_id
 """
 
 
-def _of(connection: Connection, catalog: Catalog, row: Row[*tuple[Any, ...]]) -> Adjustment:
-    """The adjustment of one billed window; of nothing where what came late came to nothing."""
+def _of(
+    connection: Connection, catalog: Catalog, row: Row[*tuple[Any, ...]], settled: Sequence[Standing]
+) -> Adjustment:
+    """The adjustment of one billed window; of nothing where what came late came to nothing, or is ``settled``."""
     entry = booked(connection, catalog, row.tenant_id, row.service, row.period_start, row.period_end)
-    units = entry.planned - row.billed
-    amount = invoice_amount(entry.rated_amount, row.currency) - row.amount if units else Decimal(0)
+    units = total([entry.planned, -row.billed, *(-each.units for each in settled)])
+    billed = [-row.amount, *(-each.amount for each in settled)]
+    amount = total([invoice_amount(entry.rated_amount, row.currency), *billed]) if units else Decimal(0)
     where = (row.invoice_id, row.tenant_id, row.service, row.period_start, row.period_end)
     return Adjustment(*where, row.currency, units, amount)
 
 
-def _write(connection: Connection, adjustment: Adjustment, now: datetime, run_id: str) -> bool:
-    """Whether the proposal says something that the last one for the same window did not."""
-    subject = f"{adjustment.invoice_id}/{adjustment.service}/{adjustment.period_start:%Y-%m-%dT%H:%M:%SZ}"
-    said = {
+def _subject(row: Row[*tuple[Any, ...]]) -> str:
+    return f"{row.invoice_id}/{row.service}/{row.period_start:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _said(adjustment: Adjustment) -> dict[str, str]:
+    return {
         "invoice_id": adjustment.invoice_id,
         "service": adjustment.service,
         "period_start": adjustment.period_start.isoformat(),
@@ -104,13 +123,24 @@ def _write(connection: Connection, adjustment: Adjustment, now: datetime, run_id
         "units": plain(adjustment.units),
         "amount": plain(adjustment.amount),
     }
-    before = select(audit_trail.c.detail).where(
-        audit_trail.c.kind == "adjustment.proposed", audit_trail.c.subject == subject
-    )
-    last = connection.scalar(before.order_by(audit_trail.c.id.desc()).limit(1))
-    # That nothing is to be adjusted is news only after something was.
-    if not adjustment.units if last is None else {**last, "run_id": None} == {**said, "run_id": None}:
+
+
+def _says(last: Standing, said: Mapping[str, str]) -> bool:
+    return {name: value for name, value in last.said.items() if name != "run_id"} == said
+
+
+def _is_news(said: Mapping[str, str], last: Standing | None) -> bool:
+    """Whether a proposal says something that the last one for the same window did not."""
+    if last is not None and last.state in ("open", "nothing"):
+        return not _says(last, said)
+    if last is not None and last.state == "rejected" and _says(last, said):
         return False
-    row = {"at": now, "kind": "adjustment.proposed", "tenant_id": adjustment.tenant_id, "subject": subject}
-    connection.execute(insert(audit_trail).values(row | {"detail": said | {"run_id": run_id}}))
-    return True
+    # That nothing is to be adjusted is news only while a proposal stands open.
+    return said["units"] != "0"
+
+
+def _write(
+    connection: Connection, adjustment: Adjustment, subject: str, detail: Mapping[str, str], now: datetime
+) -> None:
+    row = {"at": now, "kind": PROPOSED, "tenant_id": adjustment.tenant_id, "subject": subject, "detail": dict(detail)}
+    connection.execute(insert(audit_trail).values(row))
