@@ -8,7 +8,6 @@ from decimal import Decimal
 from html import unescape
 
 import httpx
-import pytest
 from sqlalchemy import text
 
 from clawbill_pipeline.reporting.report import read_report
@@ -190,11 +189,11 @@ def test_what_changed_since_a_day(office: Office) -> None:
     assert "new; the largest" not in quiet
 
 
-@pytest.mark.parametrize("period", ["2026-09", "2026-13", "x", "2026-10'--"])
-def test_a_period_that_was_never_reconciled(office: Office, period: str) -> None:
+def test_a_period_that_was_never_reconciled(office: Office) -> None:
     client = office.client("rita")
-    for rest in ("", "/breaks", "/tenant?id=globex", "/changes", "/reports"):
-        assert client.get(f"/periods/{period}{rest}").status_code == 404
+    for period in ("2026-09", "2026-13", "x", "2026-10'--"):
+        for rest in ("", "/breaks", "/tenant?id=globex", "/changes", "/reports"):
+            assert client.get(f"/periods/{period}{rest}").status_code == 404
 
 
 def test_before_anything_was_reconciled(office: Office) -> None:
