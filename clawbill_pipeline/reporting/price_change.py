@@ -181,15 +181,15 @@ def _chart(change: PriceChange, revenue: Revenue) -> str:
 
     bills = [bill for bill in change.bills if bill.currency == revenue.currency and bill.change]
     others = bills[MOST_BARS:]
-    bars = [Bar("Current prices", revenue.current, True)]
-    bars += [Bar(bill.tenant_id, bill.change, False) for bill in bills[:MOST_BARS]]
+    bars = [Bar(bill.tenant_id, bill.change, False) for bill in bills[:MOST_BARS]]
     if others:
         bars.append(Bar(f"{len(others):,} other tenants", total(bill.change for bill in others), False))
-    bars.append(Bar("Candidate prices", revenue.candidate, True))
+    bars.append(Bar("Change of revenue", revenue.change, True))
     percent = "" if revenue.percent is None else f" ({number(revenue.percent)} %)"
     return (
-        f"<section><h2>{revenue.currency}</h2><p>Revenue changes by {shown(revenue.change)}{percent}: "
-        f"up {shown(revenue.up)}, down {shown(revenue.down)}.</p><h3>Largest movers</h3>"
+        f"<section><h2>{revenue.currency}</h2><p>Revenue changes from {shown(revenue.current)} to "
+        f"{shown(revenue.candidate)}, by {shown(revenue.change)}{percent}: up {shown(revenue.up)}, down "
+        f"{shown(revenue.down)}.</p><h3>Largest movers</h3>"
         f"{waterfall_svg(bars, shown, f'From current to candidate prices in {revenue.currency}')}</section>"
     )
 
