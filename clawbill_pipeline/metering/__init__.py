@@ -1,8 +1,10 @@
 """Station 2: events in the lake to metered quantities per tenant, service and hour. No prices, no Dagster.
 
-``counting`` computes with DuckDB, ``hours`` reads what to count and writes revisions.
+``counting`` computes with DuckDB, ``neighbours`` finds ids used in another hour, ``hours`` reads what to count and
+writes revisions, ``unused`` writes the zeros of what a subscription bills and nobody used.
 """
 
 from clawbill_pipeline.metering.hours import Metered, late_hours, meter
+from clawbill_pipeline.metering.unused import meter_unused
 
-__all__ = ["Metered", "late_hours", "meter"]
+__all__ = ["Metered", "late_hours", "meter", "meter_unused"]

@@ -71,7 +71,8 @@ def late_hours(
     """Hours, oldest first, that have landings which were never counted, with how many landings touch them.
 
     Metered hours before ``before`` that were touched since; and, if given, hours before ``missed_before`` that nobody
-    metered: those for which no schedule ran, because everything was down or because their logs are older than the installation.
+    metered: those for which no schedule ran, because everything was down or because their logs are older than the
+    installation.
     """
     given = {"before": before, "missed_before": missed_before, "limit": limit}
     with ledger.transaction() as connection:

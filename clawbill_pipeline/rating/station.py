@@ -110,7 +110,7 @@ def rate(
                 break
             after = (due[-1].hour, due[-1].tenant_id, due[-1].service, due[-1].dimensions, due[-1].window_start)
             bookings, failures = _rate_chunk(connection, catalog, openclaw, due)
-            _write_bookings(connection, bookings, now, run_id)
+            write_bookings(connection, bookings, now, run_id)
             _write_failures(connection, failures, now, run_id)
         tally.add(bookings, failures)
         if len(due) < CHUNK:
@@ -226,8 +226,8 @@ def _rate_chunk(
             by = hourly if catalog.services[row.service].basis == "hourly" else spanning
             by.append((row, period.start))
     groups = _groups(spanning)
-    lock_all(connection, (("period", *key[:3], key[3].isoformat()) for key in groups))
-    booked = {key: _last_booked(connection, key) for key in groups}
+    lock_groups(connection, groups)
+    booked = {key: last_booked(connection, key) for key in groups}
     results = asyncio.run(_ask_all(catalog, openclaw, hourly, groups, booked))
     return [r for r in results if isinstance(r, Booking)], [
         *unmapped,
@@ -254,7 +254,13 @@ def _groups(rows: Iterable[tuple[Due, datetime]]) -> dict[Group, list[Due]]:
     return {group: [row for row, _ in items] for group, items in groupby(sorted(rows, key=key), key=key)}
 
 
-def _last_booked(connection: Connection, group: Group) -> tuple[Decimal, Decimal]:
+def lock_groups(connection: Connection, groups: Iterable[Group]) -> None:
+    """Waits until nobody else books in these groups. Once a transaction, after the hours are locked."""
+    lock_all(connection, (("period", *group[:3], group[3].isoformat()) for group in groups))
+
+
+def last_booked(connection: Connection, group: Group) -> tuple[Decimal, Decimal]:
+    """The quantity that a group's last booking asked for, and what it was answered: its total so far."""
     tenant, service, dimensions, period_start = group
     row = connection.execute(
         _LAST_BOOKED,
@@ -275,7 +281,7 @@ async def _ask_all(
 
         async def by_hour(row: Due, period_start: datetime) -> list[Booking | Failure]:
             try:
-                answer = await _ask(asker, catalog, row, row.quantity)
+                answer = await ask(asker, catalog, row, row.quantity)
             except OpenClawError as error:
                 return [_failure(row, error)]
             return [Booking(row, "hourly", period_start, row.quantity, answer.amount, answer)]
@@ -288,7 +294,7 @@ async def _ask_all(
             for row in groups[group]:
                 asked = total([quantity, row.quantity, row.held_quantity.copy_negate()])
                 try:
-                    answer = await _ask(asker, catalog, row, asked)
+                    answer = await ask(asker, catalog, row, asked)
                 except OpenClawError as error:
                     results.append(_failure(row, error))
                     continue
@@ -301,7 +307,7 @@ async def _ask_all(
     return [result for part in parts for result in part]
 
 
-async def _ask(asker: Asker, catalog: Catalog, row: Due, quantity: Decimal) -> Answer:
+async def ask(asker: Asker, catalog: Catalog, row: Due, quantity: Decimal) -> Answer:
     service = openclaw_service(row.service, row.dimensions)
     negative = catalog.services[row.service].allow_negative
     return await asker.rate(row.tenant_id, service, quantity, catalog.currency(row.tenant_id), negative=negative)
@@ -328,7 +334,7 @@ _RATED_COLUMNS = (
 )  # fmt: skip
 
 
-def _write_bookings(connection: Connection, bookings: Sequence[Booking], now: datetime, run_id: str) -> None:
+def write_bookings(connection: Connection, bookings: Sequence[Booking], now: datetime, run_id: str) -> None:
     if not bookings:
         return
     copy_rows(

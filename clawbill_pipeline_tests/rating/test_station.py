@@ -10,9 +10,11 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import text
 
 from clawbill_pipeline.catalog import parse
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.metering.unused import meter_unused
 from clawbill_pipeline.money import SCALE, plain, rounded, total
 from clawbill_pipeline.rating import asking, station
 from clawbill_pipeline.rating.engine import Usage
@@ -342,3 +344,33 @@ def test_a_dropped_row_is_on_record_and_never_asked_for_by_itself(ledger: Ledger
         )
         assert waiting(ledger)[0].error == "dropped by ann: a test account"
         assert place.rate().booked == 1
+
+
+# --- what only the whole period knows ------------------------------------------------------------------------------
+
+
+def test_a_flat_fee_on_no_usage_is_booked_on_the_periods_last_hour(place: World) -> None:
+    with place.ledger.transaction() as c:
+        for tenant in ("acme", "globex"):
+            c.execute(
+                text("INSERT INTO stripe_customers VALUES (:t, 'cus_' || :t, 'sub_' || :t, 'USD', false, now())"),
+                {"t": tenant},
+            )
+            c.execute(
+                text("INSERT INTO stripe_items VALUES (:t, 'storage', 'si_' || :t, 'p', 'm', 'm', 'b', now())"),
+                {"t": tenant},
+            )
+    place.meter(5, 10, tenant="globex", service="storage")
+    end = place.catalog.tenants["acme"].period("2026-11").end
+    given = {"period": "2026-11", "run_id": "close"}
+    assert meter_unused(place.ledger, place.catalog, now=end - timedelta(seconds=1), **given) == []
+    last = 30 * 24 - 1
+    assert meter_unused(place.ledger, place.catalog, now=end, **given) == [end - timedelta(hours=1)]
+    assert meter_unused(place.ledger, place.catalog, now=end, **given) == []
+    place.rate(last)
+    assert place.amounts("storage") == {last: 5}
+    assert place.amounts("storage", "globex") == {}
+    # Usage that comes after all is the next revision, and the fee is not charged twice.
+    place.meter(3, 20, service="storage")
+    place.rate(hours=last + 1)
+    assert total(place.amounts("storage").values()) == storage(Decimal(20))

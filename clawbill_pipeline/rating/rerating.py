@@ -1,0 +1,172 @@
+"""Rates a whole billing period anew after a correction of prices: differences, on record, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection, text
+
+from clawbill_pipeline.catalog import Catalog, hours_between
+from clawbill_pipeline.catalog.periods import Period, utc_hour
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock_all
+from clawbill_pipeline.money import plain, total
+from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
+from clawbill_pipeline.rating.asking import Asker
+from clawbill_pipeline.rating.station import Booking, Due, ask, last_booked, lock_groups, write_bookings
+
+
+@dataclass(frozen=True)
+class Rerated:
+    """What a re-rating came to. ``differences`` are what it added to the amounts, by currency; ``failed`` says of each
+    row that OpenClaw could not rate why: it keeps its amount, and another run asks for it again. ``hours`` changed."""
+
+    asked: int
+    changed: int
+    differences: dict[str, Decimal]
+    failed: tuple[str, ...]
+    hours: tuple[datetime, ...]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A quantity to ask for again: an hour's, or a period's whose difference is booked on its newest window."""
+
+    due: Due
+    basis: str
+    asked: Decimal
+    before: Decimal
+
+
+def rerate(
+    ledger: Ledger,
+    catalog: Catalog,
+    openclaw: OpenClaw,
+    *,
+    period: str,
+    why: str,
+    by: str,
+    now: datetime,
+    run_id: str,
+    tenants: Collection[str] | None = None,
+    services: Collection[str] | None = None,
+) -> Rerated:
+    """Asks OpenClaw again for all that is rated in the billing periods that start in month ``period`` (``YYYY-MM``).
+
+    A window whose amount differs gets a new revision with the reason ``rerated``; of a ``period_to_date`` service the
+    whole difference is one revision of its newest window. Each tenant is one transaction with its entry in the audit
+    trail. Run again at the same prices, it writes nothing.
+    """
+    asked = changed = 0
+    failed: list[str] = []
+    differences: dict[str, Decimal] = {}
+    hours: set[datetime] = set()
+    for tenant_id in tenants if tenants is not None else catalog.tenants:
+        span = catalog.tenant(tenant_id).period(period)
+        with ledger.transaction() as connection:
+            lock_all(
+                connection, (("rating", hour.isoformat()) for hour in hours_between(utc_hour(span.start), span.end))
+            )
+            questions = _questions(connection, tenant_id, span, services)
+            bookings, errors = asyncio.run(_ask_all(catalog, openclaw, questions, span))
+            failed += errors
+            asked += len(questions)
+            if not bookings:
+                continue
+            write_bookings(connection, bookings, now, run_id)
+            by_currency = _differences(bookings)
+            for currency, difference in by_currency.items():
+                differences[currency] = total([differences.get(currency, Decimal(0)), difference])
+            detail = {
+                "period": period, "why": why, "by": by, "run_id": run_id, "rows": len(bookings),
+                "differences": {currency: plain(difference) for currency, difference in by_currency.items()},
+            }  # fmt: skip
+            connection.execute(
+                _AUDIT, {"now": now, "tenant_id": tenant_id, "subject": period, "detail": json.dumps(detail)}
+            )
+        changed += len(bookings)
+        hours.update(booking.due.hour for booking in bookings)
+    return Rerated(asked, changed, differences, tuple(failed), tuple(sorted(hours)))
+
+
+def _questions(
+    connection: Connection, tenant_id: str, span: Period, services: Collection[str] | None
+) -> list[_Question]:
+    given = {
+        "tenant_id": tenant_id, "start": span.start, "end": span.end, "first_hour": utc_hour(span.start),
+        "services": list(services) if services is not None else None,
+    }  # fmt: skip
+    # Groups are locked before they are read, so that no booking comes between.
+    groups = {
+        (tenant_id, row.service, row.dimensions, span.start)
+        for row in connection.execute(_HELD, given)
+        if row.basis == "period_to_date"
+    }
+    lock_groups(connection, groups)
+    questions: list[_Question] = []
+    newest: dict[tuple[str, str], Due] = {}
+    for row in connection.execute(_HELD, given):
+        due = Due(
+            hour=row.hour, tenant_id=tenant_id, service=row.service, dimensions=row.dimensions,
+            window_start=row.window_start, metered_revision=row.metered_revision, quantity=row.quantity,
+            reason="rerated", revision=row.revision + 1, held_quantity=row.quantity, held_amount=row.amount, attempts=0,
+        )  # fmt: skip
+        if row.basis == "hourly":
+            questions.append(_Question(due, "hourly", row.quantity, row.amount))
+        else:
+            newest[row.service, row.dimensions] = due  # rows come in order of their windows
+    for (service, dimensions), due in newest.items():
+        quantity, amount = last_booked(connection, (tenant_id, service, dimensions, span.start))
+        questions.append(_Question(due, "period_to_date", quantity, amount))
+    return questions
+
+
+async def _ask_all(
+    catalog: Catalog, openclaw: OpenClaw, questions: Sequence[_Question], span: Period
+) -> tuple[list[Booking], list[str]]:
+    bookings: list[Booking] = []
+    failed: list[str] = []
+
+    async def one(asker: Asker, question: _Question) -> None:
+        try:
+            answer = await ask(asker, catalog, question.due, question.asked)
+        except OpenClawError as error:
+            failed.append(f"{question.due.tenant_id} {question.due.service} {question.due.hour.isoformat()}: {error}")
+            return
+        if answer.amount != question.before:
+            amount = total([question.due.held_amount, answer.amount, question.before.copy_negate()])
+            bookings.append(Booking(question.due, question.basis, span.start, question.asked, amount, answer))
+
+    if questions:
+        async with openclaw.session() as session:
+            asker = Asker(session, attempts=catalog.rating.attempts, concurrency=catalog.rating.concurrency)
+            await asyncio.gather(*(one(asker, question) for question in questions))
+    return bookings, failed
+
+
+def _differences(bookings: Iterable[Booking]) -> dict[str, Decimal]:
+    found: dict[str, Decimal] = {}
+    for booking in bookings:
+        so_far = found.get(booking.answer.currency, Decimal(0))
+        found[booking.answer.currency] = total([so_far, booking.amount, booking.due.held_amount.copy_negate()])
+    return found
+
+
+_HELD = text("""
+    SELECT DISTINCT ON (hour, service, dimensions, window_start)
+           hour, service, dimensions, window_start, revision, metered_revision, basis, quantity, amount
+    FROM rated_usage
+    WHERE tenant_id = :tenant_id AND hour >= :first_hour AND hour < :end
+      AND window_start >= :start AND window_start < :end
+      AND (CAST(:services AS text[]) IS NULL OR service = ANY(:services))
+    ORDER BY hour, service, dimensions, window_start, revision DESC
+""")
+_AUDIT = text("""
+    INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
+    VALUES (:now, 'rating.rerated', :tenant_id, :subject, :detail)
+""")
