@@ -149,6 +149,8 @@ def _call(connection: Connection, standing: Standing) -> dict[str, Any]:
     """``make`` and ``params`` of the call for ``standing``; ``make`` is None where the amount is zero."""
     said = standing.said
     invoice = connection.execute(select(invoices).where(invoices.c.invoice_id == said["invoice_id"])).one()
+    if invoice.status not in ("open", "paid", "uncollectible"):
+        raise NotAdjustable(f"adjustment {standing.proposal} can't be approved: its invoice is {invoice.status}")
     of_window = (
         invoice_lines.c.invoice_id == invoice.invoice_id,
         invoice_lines.c.service == said["service"],
@@ -239,7 +241,9 @@ def _carry_out(ledger: Ledger, api: StripeApi, standing: Standing, now: datetime
     is_undo = begun.kind == UNDONE
     problems: tuple[str, ...] = ()
     try:
-        stripe_id = _unmake(api, begun.detail["stripe_id"]) if is_undo else _make(api, begun, again)
+        stripe_id = (
+            _unmake(api, begun.detail["stripe_id"], begun.detail["invoice_id"]) if is_undo else _make(api, begun, again)
+        )
         kind, answer = DONE, {"stripe_id": stripe_id}
     except stripe.InvalidRequestError as error:
         kind, answer = REFUSED, {"error": str(error)}
@@ -272,16 +276,20 @@ def _make(api: StripeApi, begun: Row[*tuple[Any, ...]], again: bool) -> str | No
 def _find(api: StripeApi, make: Made, params: Mapping[str, Any], since: datetime) -> str | None:
     v1, wanted = api.client().v1, params["metadata"]
     listed: Any
-    if make == "invoice_item":
-        created: Any = {"gte": int((since - timedelta(days=1)).timestamp())}
-        listed = v1.invoice_items.list({"customer": params["customer"], "created": created, "limit": 100})
-    else:
-        listed = v1.credit_notes.list({"invoice": params["invoice"], "limit": 100})
-    found = (each.id for each in listed.auto_paging_iter() if each.to_dict().get("metadata") == wanted)
-    return next(found, None)
+    try:
+        v1.invoices.retrieve(params["metadata"]["clawbill_invoice"])
+        if make == "invoice_item":
+            created: Any = {"gte": int((since - timedelta(days=1)).timestamp())}
+            listed = v1.invoice_items.list({"customer": params["customer"], "created": created, "limit": 100})
+        else:
+            listed = v1.credit_notes.list({"invoice": params["invoice"], "limit": 100})
+        found = (each.id for each in listed.auto_paging_iter() if each.to_dict().get("metadata") == wanted)
+        return next(found, None)
+    except stripe.InvalidRequestError as error:  # another account's key: it says nothing about what was made before
+        raise stripe.APIError(str(error)) from error
 
 
-def _unmake(api: StripeApi, stripe_id: str | None) -> str | None:
+def _unmake(api: StripeApi, stripe_id: str | None, invoice_id: str) -> str | None:
     """Deletes or voids what was made; of what is gone already, nothing."""
     v1 = api.client().v1
     if stripe_id is None:
@@ -295,4 +303,5 @@ def _unmake(api: StripeApi, stripe_id: str | None) -> str | None:
     except stripe.InvalidRequestError as error:
         if error.code != "resource_missing":
             raise
+        v1.invoices.retrieve(invoice_id)  # raises where the item is missing because this is another account
     return stripe_id

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import stripe
+from pydantic import SecretStr
 from sqlalchemy import insert, text
 
 from clawbill_pipeline.invoicing.adjusting import Adjusted, NotAdjustable, approve, finish, minor, undo
@@ -158,12 +159,12 @@ def test_further_late_usage_proposes_only_the_rest(office: Office) -> None:
         office.approve(replaced)
     office.approve()
     (rest,) = office.late(UNITS + 3_750_000).adjustments
-    assert (rest.units, rest.amount) == (750_000, Decimal("0.75"))
+    assert (rest.units, rest.amount) == (Decimal(750_000), Decimal("0.75"))
     office.approve()
     assert sorted(item.amount for item in office.items) == [75, 300]
     # All of it turns out to have been nothing.
     (back,) = office.late(UNITS).adjustments
-    assert (back.units, back.amount) == (-3_750_000, Decimal("-3.75"))
+    assert (back.units, back.amount) == (Decimal(-3_750_000), Decimal("-3.75"))
 
 
 def test_what_was_billed_too_much_is_credited_and_the_credit_voided(office: Office) -> None:
@@ -360,6 +361,33 @@ def test_an_invoice_in_parts_is_credited_beside_its_lines(office: Office) -> Non
     (note,) = office.notes
     assert (note.lines.data[0].type, note.lines.data[0].unit_amount, note.amount) == ("custom_line_item", 100, 100)
     assert note.metadata["clawbill_invoice_line"].count(",") == 1
+
+
+def test_another_account_s_key_decides_nothing(office: Office) -> None:
+    month = office.month  # noqa: F811
+    other = replace(month.api, key=SecretStr(month.sandbox.account().key))
+    office.late(UNITS + 1_000_000)
+    office.fault(kind="drop", when="after", method="POST")
+    assert office.approve().problems
+    assert "not done yet" in office.approve(api=other).problems[0]
+    assert office.states == ["sending"]
+    assert office.approve().standing.state == "done"
+    assert office.undo(api=other).standing.state == "done"
+    assert len(office.items) == 1
+
+
+def test_an_invoice_that_was_voided_needs_no_adjustment(month: Month) -> None:  # noqa: F811
+    office = Office(month)
+    month.book()
+    office.pay("fail")
+    assert month.finalized() == "open"
+    month.read()
+    office.late(UNITS + 1_000_000)
+    month.account.v1.invoices.void_invoice(month.invoice.id)
+    month.read()
+    with pytest.raises(NotAdjustable, match="its invoice is void"):
+        office.approve()
+    assert (office.trail, office.items) == (["proposed"], [])
 
 
 def test_only_a_proposal_can_be_decided_on(office: Office) -> None:
