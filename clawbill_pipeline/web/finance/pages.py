@@ -99,7 +99,7 @@ class Pages:
             raise Refused(404, "No such tenant, or not one that you may see.")
         filters = Filters(standing="open", tenant=tenant_id)
         with self._ledger.transaction() as connection:
-            reconciled, frame = self._frame(connection, request, visit)
+            reconciled, frame = self._frame(connection, request, visit, "tenant")
             catalog = self._catalog.current()
             month = figures.tenant_month(connection, catalog, reconciled, tenant_id)
             found, count = figures.breaks(connection, reconciled.period, filters, visit.viewer.tenants)

@@ -117,7 +117,7 @@ def test_every_page_fits_the_screen(chromium: playwright.Browser, closing: Offic
             # As wide as all that there is to scroll to: the width stands in the PNG's header.
             assert int.from_bytes(picture[16:20], "big") == width, path
             if shots:
-                name = path.strip("/").replace("/", "_").partition("?")[0]
+                name = path.strip("/").replace("/", "_").replace("?id=", "_").replace(str(closing.draft), "draft")
                 Path(shots, f"{width}-{scheme}-{name}.png").write_bytes(picture)
         assert [text for text in refused if "404" not in text] == []
         page.context.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -163,6 +164,30 @@ def test_an_invoice_beside_its_recomputation(office: Office) -> None:
     assert "400" in page  # six hours of 333 tokens at 0.2
     assert "/lines/il_osaka_tokens" in client.get("/invoices/in_osaka").text
     assert client.get("/invoices/in_nobody").status_code == 404
+
+
+def test_a_draft_shows_what_was_compared_and_decided(office: Office) -> None:
+    office.month.run("UPDATE invoices SET status = 'draft', finalized_at = NULL WHERE tenant_id = 'osaka'")
+    difference = {"service": "tokens", "cause": "lost_after_acknowledgement", "quantity": "-1", "amount": "-66.6",
+                  "detail": "Stripe holds <less>"}  # fmt: skip
+    for kind, said in (
+        ("close.compared", {"agrees": False, "differences": [difference], "apart": {}, "run_id": "r"}),
+        ("close.hold", {"why": "it differs", "by": "clawbill", "params": {}, "run_id": "r"}),
+        ("close.done", {"decision": 1}),
+    ):
+        office.month.run(
+            "INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)"
+            " VALUES (:at, :kind, 'osaka', 'in_osaka', CAST(:said AS jsonb))",
+            at=NOW, kind=kind, said=json.dumps(said),
+        )  # fmt: skip
+    client = office.client("anna")
+    waiting = words(client.get("/approvals"))
+    assert "A-osaka osaka 400 JPY differs held clawbill it differs" in waiting
+    page = words(client.get("/invoices/in_osaka"))
+    assert "differs: tokens lost_after_acknowledgement -66.6; Stripe holds <less>" in page
+    assert "done at Stripe" in page
+    assert "held clawbill it differs" in page
+    assert "Release" in page
 
 
 def test_a_line_leads_to_its_events_with_file_and_offset(office: Office) -> None:
