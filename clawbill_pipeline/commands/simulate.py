@@ -64,7 +64,7 @@ class Percent(click.ParamType[Decimal]):
 @click.option("--xlsx", "xlsx_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a workbook.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with charts.")
 @click.option("--threshold", type=Percent(),
-              help="Exit with 1 if a tenant's bill moves by more per cent, up or down, or can't be compared.")  # fmt: skip
+              help="Exit with 1 if a bill moves by more per cent, up or down, or can't be compared.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON, decimals as strings.")
 def simulate(
     state: Path | None,

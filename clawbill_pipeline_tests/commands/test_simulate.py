@@ -326,6 +326,26 @@ def test_the_current_amounts_are_those_that_were_booked(ledger: Ledger, tmp_path
     assert {(m.tenant_id, m.service): m.current_amount for m in found.movements if m.current} == amounts
 
 
+def test_a_period_without_usage_costs_what_is_due_all_the_same(ledger: Ledger) -> None:
+    """Metering writes a zero for it when the period has ended."""
+    with ledger.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO metered_usage (hour, tenant_id, service, dimensions, window_start, revision, quantity,"
+                " events, reason, metered_at, run_id) VALUES (:at, 'initech', 'storage', '', :at, 1, 0, 0, 'first',"
+                " :at, 'r')"
+            ),
+            {"at": MARCH - timedelta(hours=1)},
+        )
+    Path("new.yaml").write_text(
+        CATALOG.replace("storage: {model: graduated,", "storage: {model: graduated, minimum: 5,")
+    )
+    found = compare(ledger, load("catalog.yaml"), load("new.yaml"), start=FEBRUARY, end=MARCH)
+    changes = {(m.tenant_id, m.service): m.change for m in found.movements}
+    assert changes["initech", "storage"] == 5
+    assert changes["acme", "storage"] == 0
+
+
 def test_amounts_are_exact_where_floats_are_not(ledger: Ledger) -> None:
     Path("new.yaml").write_text(CATALOG.replace('unit_amount: "0.5"}\n', 'unit_amount: "0.500000000001"}\n', 1))
     catalogs = load("catalog.yaml"), load("new.yaml")
