@@ -34,6 +34,7 @@ MODULES: dict[str, str] = {
     "explain": "clawbill_pipeline.commands.explain:explain",
     "outbox": "clawbill_pipeline.commands.outbox:outbox",
     "quarantine": "clawbill_pipeline.commands.quarantine:quarantine",
+    "retry": "clawbill_pipeline.commands.retry:retry",
     "simulate": "clawbill_pipeline.commands.simulate:simulate",
     "users": "clawbill_pipeline.commands.users:users",
     "webhooks": "clawbill_pipeline.commands.webhooks:webhooks",

@@ -10,6 +10,7 @@ import dagster as dg
 from clawbill_pipeline.defs import assets
 from clawbill_pipeline.defs.corrective_delivery import corrective_delivery
 from clawbill_pipeline.defs.jobs import JOBS
+from clawbill_pipeline.defs.period_rerating import period_rerating
 from clawbill_pipeline.defs.price_simulation import price_simulation
 from clawbill_pipeline.defs.resources import resources
 from clawbill_pipeline.defs.schedules import SCHEDULES
@@ -17,6 +18,7 @@ from clawbill_pipeline.defs.sensors.after_reconciliation import after_reconcilia
 from clawbill_pipeline.defs.sensors.alerts import alerts
 from clawbill_pipeline.defs.sensors.failed_runs import failed_runs
 from clawbill_pipeline.defs.sensors.late_usage import late_usage
+from clawbill_pipeline.defs.sensors.rating_retries import rating_retries
 from clawbill_pipeline.defs.sensors.stripe_inbox import stripe_inbox
 
 
@@ -24,9 +26,9 @@ def build_definitions(overrides: Mapping[str, Any] | None = None) -> dg.Definiti
     """All definitions; ``overrides`` replaces resources by name, as tests and other projects do."""
     return dg.Definitions(
         assets=dg.load_assets_from_package_module(assets),
-        jobs=[*JOBS, corrective_delivery, price_simulation],
+        jobs=[*JOBS, corrective_delivery, period_rerating, price_simulation],
         schedules=SCHEDULES,
-        sensors=[after_reconciliation, alerts, failed_runs, late_usage, stripe_inbox],
+        sensors=[after_reconciliation, alerts, failed_runs, late_usage, rating_retries, stripe_inbox],
         resources=resources(overrides),
         executor=dg.in_process_executor,
     )

@@ -16,6 +16,18 @@ from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.ledger import Ledger
 
 
+def meter_unused_of(
+    ledger: Ledger, catalog: Catalog, *, start: datetime, end: datetime, now: datetime, run_id: str
+) -> int:
+    """As ``meter_unused``, for the billing periods that end within the hours ``[start, end)``; returns how many hours
+    got a zero. Those hours are among the given ones, so that the run that metered them rates them too."""
+    ended = (tenant.period_at(end - timedelta(microseconds=1)) for tenant in catalog.tenants.values())
+    over = (tenant.period_at(start) for tenant in catalog.tenants.values())
+    months = {period.key for period in (*ended, *over) if start < period.end <= end}
+    found = {hour for month in months for hour in meter_unused(ledger, catalog, period=month, now=now, run_id=run_id)}
+    return len(found)
+
+
 def meter_unused(ledger: Ledger, catalog: Catalog, *, period: str, now: datetime, run_id: str) -> list[datetime]:
     """Writes the zeros of every billing period that starts in month ``period`` (``YYYY-MM``) and has ended.
 

@@ -43,7 +43,7 @@ def test_the_assets_are_those_of_the_design_and_partitioned_as_it_says() -> None
 def test_jobs_schedules_and_sensors() -> None:
     assert {job.name for job in defs.resolve_all_job_defs()} - {"__ASSET_JOB"} == {
         "landing", "hourly_billing", "late_billing", "stripe_events", "reconciliation", "stripe_provisioning",
-        "open_matters", "stripe_sweep", "price_simulation", "corrective_delivery",
+        "open_matters", "stripe_sweep", "price_simulation", "corrective_delivery", "period_rerating",
         "day_report",
     }  # fmt: skip
     repository = defs.get_repository_def()
@@ -55,7 +55,7 @@ def test_jobs_schedules_and_sensors() -> None:
         "day_report": "30 7 * * *",
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
-        "after_reconciliation", "alerts", "failed_runs", "late_usage", "stripe_inbox",
+        "after_reconciliation", "alerts", "failed_runs", "late_usage", "rating_retries", "stripe_inbox",
     }  # fmt: skip
     started = [*repository.schedule_defs, *repository.sensor_defs]
     assert all(each.default_status.value == "RUNNING" for each in started)
