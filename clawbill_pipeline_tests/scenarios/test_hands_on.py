@@ -74,6 +74,11 @@ def test_quarantine_shows_the_line_and_what_is_wrong_with_it(state: Path) -> Non
         run(state, "quarantine", "replay", "1")
 
 
+def test_nothing_waits_for_an_amount(state: Path) -> None:
+    assert run(state, "retry", "list").splitlines()[2:] == []
+    assert "0 rows" in run(state, "retry", "drop", "--kind", "refused", "--why", "a test")
+
+
 def test_the_next_period_is_open(state: Path) -> None:
     assert "t-1     2025-07-01T00:00Z" in run(state, "close", "status")
     # A decision is carried out at Stripe, so it needs Stripe's key.
