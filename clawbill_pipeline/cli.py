@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clawbill_pipeline import __version__
-from clawbill_pipeline.commands.shared import CURRENT, HOME, database, opened, settings_for, state_option
+from clawbill_pipeline.commands.shared import (
+    CURRENT,
+    HOME,
+    catalog_of,
+    database,
+    now_of,
+    opened,
+    settings_for,
+    state_option,
+    stripe_of,
+)
 from clawbill_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -222,15 +232,10 @@ def migrate(state: Path | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be made.")
 def provision(state: Path | None, dry_run: bool) -> None:
     """Make Stripe match the catalogue: product, meters, prices, customers, subscriptions. Never deletes."""
-    from clawbill_pipeline.catalog import load
-    from clawbill_pipeline.clock import clock_of
     from clawbill_pipeline.delivery.provisioning import provision as make
-    from clawbill_pipeline.stripe_api import StripeApi
 
     with opened(state) as (settings, ledger):
-        catalog = load(settings.catalog_file)
-        api = StripeApi(settings.need_stripe(live_allowed=catalog.live), settings.stripe_api_base)
-        now = clock_of(settings.clock)()
+        catalog, api, now = catalog_of(settings), stripe_of(settings), now_of(settings)
         done = make(ledger, catalog, api, now=now, run_id="clawbill provision", dry_run=dry_run)
         for action in done.actions:
             click.echo(f"{action.outcome:6}  {action.kind} {action.name}  {action.detail}".rstrip())

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import click
 
-from clawbill_pipeline.commands.shared import catalog_of, now_of, opened, state_option, stripe_of, table, who
+from clawbill_pipeline.commands.shared import (
+    catalog_of,
+    now_of,
+    openclaw_of,
+    opened,
+    state_option,
+    stripe_of,
+    table,
+    who,
+)
 from clawbill_pipeline.correcting import Action, NotCorrectable, planned, standing
 from clawbill_pipeline.correcting import correct as correct_breaks
 from clawbill_pipeline.lake import Lake
-from clawbill_pipeline.openclaw import OpenClaw
-from clawbill_pipeline.settings import Settings
 
 
 @click.command()
@@ -38,7 +45,7 @@ def correct(state: Path | None, only_plan: bool, do_it: bool, approved: tuple[in
                     click.echo(f"Corrected earlier: {gone} gone, {len(corrected) - gone} not yet proved.")
                 return
             done = correct_breaks(
-                ledger, catalog_of(settings), Lake(settings.lake_root), lambda: _openclaw(settings),
+                ledger, catalog_of(settings), Lake(settings.lake_root), lambda: openclaw_of(settings),
                 lambda: stripe_of(settings), now=lambda: now_of(settings), run_id="clawbill correct", by=who(),
                 approved=approved, period=period,
             )  # fmt: skip
@@ -67,10 +74,3 @@ def _show(actions: list[Action]) -> None:
 def _ids(action: Action) -> str:
     ids = [str(each.id) for each in action.breaks]
     return " ".join(ids[:10]) + (f" … ({len(ids)})" if len(ids) > 10 else "")
-
-
-def _openclaw(settings: Settings) -> OpenClaw:
-    url, token = settings.need_openclaw()
-    rating = catalog_of(settings).rating
-    timeout = rating.timeout.total_seconds()
-    return OpenClaw(url, token, settings.openclaw_status_path, timeout, concurrency=rating.concurrency)

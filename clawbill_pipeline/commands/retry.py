@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from clawbill_pipeline.catalog import openclaw_service
-from clawbill_pipeline.commands.shared import catalog_of, now_of, opened, state_option, table, who
-from clawbill_pipeline.openclaw import OpenClaw
+from clawbill_pipeline.commands.shared import catalog_of, now_of, openclaw_of, opened, state_option, table, who
 from clawbill_pipeline.rating.retries import drop as drop_rows
 from clawbill_pipeline.rating.retries import run_retries, waiting
 
@@ -42,16 +41,7 @@ def list_(state: Path | None, tenant: str | None, kind: str | None, limit: int) 
 def run(state: Path | None) -> None:
     """Ask again for what is due now; what gets an amount is sent by the next run of its hour."""
     with opened(state) as (settings, ledger):
-        catalog = catalog_of(settings)
-        url, token = settings.need_openclaw()
-        openclaw = OpenClaw(
-            url,
-            token,
-            settings.openclaw_status_path,
-            catalog.rating.timeout.total_seconds(),
-            catalog.rating.concurrency,
-        )
-        worked = run_retries(ledger, catalog, openclaw, now=now_of(settings), run_id=who())
+        worked = run_retries(ledger, catalog_of(settings), openclaw_of(settings), now=now_of(settings), run_id=who())
     click.echo(
         f"{worked.due} were due: {worked.booked} have an amount, {worked.retry} wait on, {worked.refused} refused."
     )

@@ -17,6 +17,7 @@ from clawbill_pipeline.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from clawbill_pipeline.catalog import Catalog
     from clawbill_pipeline.ledger import Ledger
+    from clawbill_pipeline.openclaw import OpenClaw
     from clawbill_pipeline.stripe_api import StripeApi
 
 HOME = Path(".clawbill")
@@ -82,6 +83,16 @@ def stripe_of(settings: Settings) -> StripeApi:
     from clawbill_pipeline.stripe_api import StripeApi
 
     return StripeApi(settings.need_stripe(live_allowed=catalog_of(settings).live), settings.stripe_api_base)
+
+
+def openclaw_of(settings: Settings) -> OpenClaw:
+    """The way to OpenClaw, asked as hard as the catalogue says. Raises SettingsError."""
+    from clawbill_pipeline.openclaw import OpenClaw
+
+    url, token = settings.need_openclaw()
+    rating = catalog_of(settings).rating
+    timeout = rating.timeout.total_seconds()
+    return OpenClaw(url, token, settings.openclaw_status_path, timeout, concurrency=rating.concurrency)
 
 
 def now_of(settings: Settings) -> datetime:
