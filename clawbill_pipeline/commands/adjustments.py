@@ -9,7 +9,7 @@ import click
 
 from clawbill_pipeline.commands.shared import now_of, opened, state_option, stripe_of, table, who
 from clawbill_pipeline.invoicing import adjusting
-from clawbill_pipeline.invoicing.adjustment_log import PROPOSED, Standing, read_standings
+from clawbill_pipeline.ledger.adjustment_log import PROPOSED, Standing, read_standings
 from clawbill_pipeline.money import MoneyError, plain
 
 #: What a person has nothing to do about.

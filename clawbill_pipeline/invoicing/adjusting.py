@@ -15,7 +15,8 @@ from typing import Any, Literal
 import stripe
 from sqlalchemy import Connection, Row, insert, select
 
-from clawbill_pipeline.invoicing.adjustment_log import (
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.adjustment_log import (
     ACCEPTED,
     DONE,
     REFUSED,
@@ -24,7 +25,6 @@ from clawbill_pipeline.invoicing.adjustment_log import (
     Standing,
     read_standings,
 )
-from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail, invoice_lines, invoices, stripe_customers
 from clawbill_pipeline.money import EXACT, MoneyError, plain, stripe_exponent

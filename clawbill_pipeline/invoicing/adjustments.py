@@ -16,9 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.invoicing.adjustment_log import PROPOSED, SETTLED, Standing, read_standings
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.adjustment_log import PROPOSED, SETTLED, Standing, read_standings
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail
 from clawbill_pipeline.money import invoice_amount, plain, total

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import insert, text
 
 from clawbill_pipeline.invoicing.adjusting import Adjusted, NotAdjustable, approve, finish, minor, undo
-from clawbill_pipeline.invoicing.adjustment_log import Standing, read_standings
 from clawbill_pipeline.invoicing.adjustments import Proposed, propose_adjustments
+from clawbill_pipeline.ledger.adjustment_log import Standing, read_standings
 from clawbill_pipeline.ledger.tables import audit_trail
 from clawbill_pipeline.money import MoneyError
 from clawbill_pipeline.stripe_api import StripeApi
