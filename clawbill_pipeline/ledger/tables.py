@@ -120,6 +120,18 @@ metered_hours = Table(
     Column("run_id", Text, nullable=False),
 )
 
+# Hours that were metered for some tenants ahead of everybody else, since their invoice was about to go out.
+metered_ahead = Table(
+    "metered_ahead",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("landings", BigInteger, primary_key=True, comment="How many landings touch the hour and were counted."),
+    Column("changed", BigInteger, nullable=False, comment="New revisions of the tenant's quantities."),
+    _at("metered_at"),
+    Column("run_id", Text, nullable=False),
+)
+
 metered_usage = Table(
     "metered_usage",
     metadata,
@@ -300,6 +312,15 @@ stripe_events_handled = Table(
     _at("handled_at"),
     Column("run_id", Text, nullable=False),
     _one_of("outcome", ("applied", "older", "unhandled", "failed")),
+    Index("stripe_events_handled_failed_idx", "inbox_id", postgresql_where=text("outcome = 'failed'")),
+)
+
+# Where looking for work begins: every event up to ``through`` was handled. It only saves looking; never more than true.
+stripe_events_mark = Table(
+    "stripe_events_mark",
+    metadata,
+    Column("through", BigInteger, primary_key=True, autoincrement=False),
+    _at("marked_at"),
 )
 
 invoices = Table(
@@ -324,6 +345,8 @@ invoices = Table(
     _at("as_of"),
     Index(None, "tenant_id"),
     Index(None, "customer_id"),
+    Index("invoices_draft_idx", "created", postgresql_where=text("status = 'draft'")),
+    Index("invoices_unmapped_idx", "invoice_id", postgresql_where=text("tenant_id IS NULL")),
 )
 
 invoice_lines = Table(
@@ -343,6 +366,7 @@ invoice_lines = Table(
     Column("description", Text),
     Column("object", JSONB, nullable=False),
     Index(None, "tenant_id", "service", "period_start"),
+    Index("invoice_lines_unmapped_idx", "invoice_id", postgresql_where=text("tenant_id IS NULL OR service IS NULL")),
 )
 
 tenant_standing = Table(
@@ -521,8 +545,8 @@ for _table in metadata.tables.values():
 
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (
-    landings, landed_hours, quarantine, metered_hours, metered_usage, rated_usage, audit_trail, stripe_events,
-    stripe_events_handled, usage_summaries, reconciliations, reports,
+    landings, landed_hours, quarantine, metered_hours, metered_ahead, metered_usage, rated_usage, audit_trail,
+    stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
 )  # fmt: skip
 #: Rows stay; only the named columns may change.
 GUARDED = {usage_records: OUTBOX_MOVES, tenant_standing: STANDING_MOVES}
