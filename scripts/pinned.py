@@ -19,6 +19,8 @@ def faults() -> list[str]:
     found = []
     for text in chain(project["dependencies"], *project["optional-dependencies"].values()):
         wanted = Requirement(text)
+        if wanted.name == project["name"]:
+            continue  # an extra that takes in another one
         pin = pins.get(canonicalize_name(wanted.name))
         versions = [spec.version for spec in pin.specifier if spec.operator == "=="] if pin else []
         if not versions:

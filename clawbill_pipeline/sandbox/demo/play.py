@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -29,7 +30,14 @@ from clawbill_pipeline.sandbox.demo.catalogue import catalogue_for, starter
 from clawbill_pipeline.settings import STARTER
 from clawbill_pipeline.stack import Stack, sandbox_call, write_catalog
 
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, Definitions
+
+    from clawbill_pipeline.sandbox.demo.lines import Line
+
 Say = Callable[[str], None]
+MakeLine = Callable[["Definitions", "DagsterInstance"], "Line"]
+Prepare = Callable[[Stack], MakeLine | None]
 _UTC = ZoneInfo("UTC")
 _DAY = timedelta(days=1)
 #: Settings of a real installation that a demonstration must never touch.
@@ -71,8 +79,11 @@ class Story:
     busy_hours: list[datetime] = field(default_factory=list)
 
 
-def play(state: Path, source: Path | None, say: Say) -> Played:
+def play(state: Path, source: Path | None, say: Say, prepare: Prepare = lambda stack: None) -> Played:
     """Plays the demonstration under ``state``, on its own logs or those in ``source``. Leaves nothing running.
+
+    ``prepare`` is called once all parts run: it may add to their environment, and may give a line of its own, which
+    runs the jobs elsewhere than in this process.
 
     Raises DemoError for a state folder that holds another source's demonstration, SurveyError for a source in which
     no usage can be read, and what the parts raise when they can't be started.
@@ -95,11 +106,14 @@ def play(state: Path, source: Path | None, say: Say) -> Played:
         stripe = stack.stripe(now=begin)
         stack.web()
         stack.dagster_home()
-        return _Play(stack, story, clock, openclaw, stripe, say).run(repeated=finished)
+        line = prepare(stack)
+        return _Play(stack, story, clock, openclaw, stripe, say, line).run(repeated=finished)
 
 
 class _Play:
-    def __init__(self, stack: Stack, story: Story, clock: Path, openclaw: str, stripe: str, say: Say) -> None:
+    def __init__(
+        self, stack: Stack, story: Story, clock: Path, openclaw: str, stripe: str, say: Say, line: MakeLine | None
+    ) -> None:
         self.stack, self.story, self.clock, self.say = stack, story, clock, say
         self.openclaw, self.stripe = openclaw, stripe
         os.environ.update(stack.env)
@@ -110,7 +124,7 @@ class _Play:
         from clawbill_pipeline.sandbox.demo.lines import Line
 
         self.instance = DagsterInstance.get()
-        self.line = Line(defs, self.instance)
+        self.line = (line or Line)(defs, self.instance)
         self.catalog: Catalog = load(Path(stack.env["CLAWBILL_CATALOG"]))
         self.ledger = Ledger(stack.settings.need_database())
 

@@ -1,0 +1,60 @@
+"""deploy/celery for real: a broker, two workers as processes of their own, and the same bill to the cent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clawbill_pipeline_tests.deploy.wide import DEPLOY
+from clawbill_pipeline_tests.scenarios.command import SHARED, clawbill, environment, processes_of
+
+CELLS = SHARED / "openclaw_fleet" / "cells"
+
+
+def billed_by_workers(state: Path, *more: str | Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "clawbill_pipeline_tests.deploy.wide", "--state", str(state), *map(str, more)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=850, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert processes_of(state) == []
+    played = json.loads(done.stdout.splitlines()[-1])
+    assert sum(played["done"].values()) == played["runs"]
+    assert all(played["done"].values()), f"a worker had nothing to do: {played['done']}"
+    return played
+
+
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
+def test_two_workers_bill_the_real_cells(tmp_path: Path) -> None:
+    played = billed_by_workers(tmp_path, "--source", CELLS)
+    tokens: dict[str, Decimal] = defaultdict(Decimal)
+    for row in played["waterfall"]:
+        assert row["breaks"] == 0
+        assert row["sent"] == row["held_by_stripe"]
+        assert row["invoiced_amount"] == row["paid_amount"]
+        if row["service"].startswith("tokens."):
+            tokens[row["tenant_id"]] += Decimal(row["metered_quantity"])
+    assert tokens == {"globex": 26_936, "initech": 6_424, "legacyco": 9_263}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_workers_bill_the_demonstration_as_one_machine_does(tmp_path: Path) -> None:
+    alone = json.loads(clawbill("demo", "--state", tmp_path / "alone", "--json", cwd=tmp_path).stdout)
+    played = billed_by_workers(tmp_path / "wide")
+    assert played["waterfall"] == alone
+
+
+def test_no_message_is_handed_on_while_a_run_may_still_work_on_it() -> None:
+    launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text())
+    worker = yaml.safe_load((DEPLOY / "worker.yaml").read_text())["execution"]["config"]
+    longest = launcher["run_monitoring"]["max_runtime_seconds"]
+    for given in (launcher["run_launcher"]["config"], worker):
+        assert given["config_source"]["broker_transport_options"]["visibility_timeout"] > longest
+    assert worker["broker"] == launcher["run_launcher"]["config"]["broker"]

