@@ -39,6 +39,8 @@ CAUSES: dict[str, tuple[Kind, str]] = {
     "not_invoiced": ("fault", "The period is over and closed, and no invoice line bills this usage."),
     "price_differs": ("fault", "Quantities agree, yet OpenClaw's amount and Stripe's price do not."),
     "currency": ("fault", "The invoice is in another currency than the rate card."),
+    "adjusted": ("explained", "An adjustment bills or credits it: it is on another invoice, or on a credit note."),
+    "waived": ("explained", "A person decided to bill no adjustment for it."),
     "discount": ("explained", "A discount on the invoice."),
     "credit": ("explained", "Credit that was used on the invoice instead of money."),
     "tax": ("explained", "Tax that comes on top of the invoice lines."),

@@ -27,7 +27,9 @@ from clawbill_pipeline.ledger.waterfall import (
     unit_scale,
     waterfall,
 )
+from clawbill_pipeline.money import total
 from clawbill_pipeline.reconciliation.books import read_books
+from clawbill_pipeline.reconciliation.decided import read_decisions, with_decisions
 from clawbill_pipeline.reconciliation.hourly import Difference, Total, compare_hours, read_sent_hours, read_totals
 from clawbill_pipeline.reconciliation.record import Changes, merged, write_breaks, write_standing
 from clawbill_pipeline.reconciliation.totals import Account, Break, compare_account, priced
@@ -82,7 +84,7 @@ def _checks(faults: tuple[Break, ...], damaged: int) -> tuple[Check, ...]:
             "no_unexplained_break",
             not unexplained,
             "Every difference between two steps has a cause that a rule found.",
-            {"unexplained": len(unexplained), "amount": sum((abs(b.amount) for b in unexplained), ZERO)},
+            {"unexplained": len(unexplained), "amount": total(b.amount.copy_abs() for b in unexplained)},
         ),
         Check(
             "no_open_break",
@@ -107,6 +109,7 @@ def _compare(
         invoiced.setdefault((tenant_id, service), {})[currency] = lines
     finals = _finals(invoiced)
     held = _read_held(connection, scope)
+    decisions = read_decisions(connection, catalog, period)
     with duck() as db:
         damaged = read_books(db, connection, catalog, lake, scope, finals)
         differences: dict[_Key, list[Difference]] = {}
@@ -122,7 +125,8 @@ def _compare(
     for key, account in accounts.items():
         hourly = [priced(difference, account) for difference in differences.get(key, ())]
         whole = account.with_hours(hours.get(key, ()))
-        breaks += compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
+        found = compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
+        breaks += with_decisions(whole, found, decisions.get(key, ()))
     return breaks, damaged
 
 
@@ -130,7 +134,7 @@ def _account(
     catalog: Catalog,
     period: str,
     key: _Key,
-    total: Total | None,
+    booked: Total | None,
     held: Decimal | None,
     invoiced: Mapping[str, Billed],
 ) -> Account:
@@ -145,7 +149,7 @@ def _account(
         currency=currency,
         by_amount=known is None or known.bill_by == "amount",
         scale=unit_scale(catalog, service),
-        total=total or Total(tenant_id, service, ZERO, ZERO, ZERO, ZERO, ZERO, None, ZERO, None),
+        total=booked or Total(tenant_id, service, ZERO, ZERO, ZERO, ZERO, ZERO, None, ZERO, None),
         held=held,
         billed=invoiced.get(currency) if currency else None,
         foreign=tuple(lines for other, lines in sorted(invoiced.items()) if other != currency),

@@ -24,7 +24,7 @@ from clawbill_pipeline.duck import duck
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.waterfall import unit_scale
-from clawbill_pipeline.money import EXACT, invoice_amount, plain
+from clawbill_pipeline.money import EXACT, invoice_amount, plain, total
 from clawbill_pipeline.results import Check
 
 ZERO = Decimal(0)
@@ -136,7 +136,7 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
     files = [str(lake.root / row.file) for row in landed if _events_in(lake.root / row.file)]
     events, count, counted = _read_events(files, conflicts, line, limit)
     windows = _windows(booked, counted)
-    rated = sum((window.amount or ZERO for window in windows), ZERO)
+    rated = total(window.amount or ZERO for window in windows)
     derived = _derived(catalog, line, records)
     return Lineage(line, windows, records, events, count, rated, derived, _checks(line, windows, missing, derived))
 
@@ -241,8 +241,8 @@ def _read_events(
             given,
         ).fetchall()
         every = db.execute(f"SELECT count(*) FROM traced WHERE {_OF_PERIOD}", given).fetchone()
-    total = int(every[0]) if every else 0
-    return tuple(Event(*row) for row in events), total, {(at, dims): quantity for at, dims, quantity, _ in counted}
+    count = int(every[0]) if every else 0
+    return tuple(Event(*row) for row in events), count, {(at, dims): quantity for at, dims, quantity, _ in counted}
 
 
 # --- up again --------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _derived(catalog: Catalog, line: Line, records: Sequence[Record]) -> Decimal
         if record.state == "delivered" and settled and (final is None or settled <= final):
             newest[record.window_start] = record.units
     with localcontext(EXACT):
-        return invoice_amount(sum(newest.values(), ZERO) / unit_scale(catalog, line.service), line.currency)
+        return invoice_amount(total(newest.values()) / unit_scale(catalog, line.service), line.currency)
 
 
 def _checks(

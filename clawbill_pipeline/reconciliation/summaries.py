@@ -22,6 +22,7 @@ from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock
 from clawbill_pipeline.ledger.waterfall import Scope, scope_of
+from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -219,13 +220,13 @@ async def _read_all(api: StripeApi, accounts: list[Account]) -> list[Held | Unre
 
 async def _read(client: stripe.StripeClient, account: Account) -> Held:
     period = account.period
-    units = sum([value async for _, value in _summaries(client, account, period.start, period.end)], Decimal(0))
+    units = total([value async for _, value in _summaries(client, account, period.start, period.end)])
     exact = abs(units) < EXACT_BELOW
     if exact and units == account.sent:
         return Held(account, units, {})
     hours = {at: value async for at, value in _by_hour(client, account)}
     # A float this large is only near the truth: its hours are exact, and so is their sum.
-    return Held(account, units if exact else sum(hours.values(), Decimal(0)), hours)
+    return Held(account, units if exact else total(hours.values()), hours)
 
 
 async def _by_hour(client: stripe.StripeClient, account: Account) -> AsyncIterator[tuple[datetime, Decimal]]:

@@ -1,6 +1,7 @@
 """Compares what shows over a whole period: Stripe's totals, invoice lines, payments. Turns differences into breaks.
 
-Pure functions over plain data. Hour by hour comparison of our own books is in ``hourly``.
+Pure functions over plain data. Hour by hour comparison of our own books is in ``hourly``, what people decided on the
+differences in ``decided``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from decimal import Decimal, localcontext
 
 from clawbill_pipeline.ledger.causes import BILLING_STEPS
 from clawbill_pipeline.ledger.waterfall import Billed, shared_out
-from clawbill_pipeline.money import EXACT, MICRO, SCALE, invoice_amount, plain, rounded
+from clawbill_pipeline.money import EXACT, MICRO, SCALE, invoice_amount, plain, rounded, total
 from clawbill_pipeline.reconciliation.hourly import Difference, SentHour, Total
 
 ZERO = Decimal(0)
@@ -68,6 +69,10 @@ class Account:
             if not hour_units:
                 hour_quantity, hour_units = self.total.rated_quantity, self.total.rated_units
             return rounded(units * hour_quantity / hour_units, SCALE) if hour_units else ZERO
+
+    def units_of(self, found: Break) -> Decimal:
+        """Units at Stripe that a break stands for."""
+        return EXACT.multiply(found.amount, MICRO) if self.by_amount else EXACT.multiply(found.quantity, self.scale)
 
     def amount_of(self, units: Decimal) -> Decimal:
         """What ``units`` at Stripe are worth: exactly by amount, at the period's average price by quantity."""
@@ -157,7 +162,7 @@ def _held(account: Account, now: datetime, settle_lag: timedelta) -> Iterator[Br
 
 def _localised(hours: Sequence[SentHour], left: Decimal) -> list[SentHour]:
     """The hours that differ, where Stripe's hours were read at all (they are read only where a period differs)."""
-    if not any(hour.held for hour in hours) and left != -sum((hour.sent for hour in hours), ZERO):
+    if not any(hour.held for hour in hours) and left != -total(hour.sent for hour in hours):
         return []
     return [hour for hour in hours if hour.held != hour.sent]
 
@@ -218,7 +223,7 @@ def _not_invoiced(account: Account, now: datetime) -> Iterator[Break]:
 
 def _invoiced(account: Account, billed: Billed, now: datetime, settle_lag: timedelta) -> Iterator[Break]:
     basis = account.held if account.held is not None else (account.total.sent or ZERO)
-    on_lines = sum((line.quantity or ZERO for line in billed.lines), ZERO)
+    on_lines = total(line.quantity or ZERO for line in billed.lines)
     left = on_lines - max(basis, ZERO)
     final = max((line.finalized_at for line in billed.lines if line.finalized_at), default=None)
     if not left:
@@ -227,7 +232,7 @@ def _invoiced(account: Account, billed: Billed, now: datetime, settle_lag: timed
         yield account.found("held_invoiced", "pending", left, "the invoice is still a draft")
         return
     late = [(hour, hour.sent - hour.sent_by_final) for hour in account.hours if hour.sent != hour.sent_by_final]
-    if late and left == -sum((units for _, units in late), ZERO):
+    if late and left == -total(units for _, units in late):
         for hour, units in late:
             shown = f"acknowledged {hour.settled_at:%Y-%m-%d %H:%M} UTC, invoice final {final:%Y-%m-%d %H:%M} UTC"
             yield account.found("held_invoiced", "late_after_finalisation", -units, shown, hour=hour)
@@ -249,12 +254,12 @@ def _settle_worth(account: Account, billed: Billed, breaks: list[Break]) -> list
     and the price is checked only when the quantities agree.
     """
     moving = [i for i, found in enumerate(breaks) if found.step in BILLING_STEPS]
-    explained = sum((breaks[i].amount for i in moving), ZERO)
+    explained = total(breaks[i].amount for i in moving)
     left = billed.amount - account.total.rated_amount - explained
     if abs(left) <= billed.reach:
         return breaks
     quantities = [breaks[i].quantity for i in moving]
-    if not account.by_amount and sum(quantities, ZERO):
+    if not account.by_amount and total(quantities):
         for i, share in zip(moving, shared_out(left, quantities, SCALE), strict=True):
             breaks[i] = replace(breaks[i], amount=breaks[i].amount + share)
         return breaks
@@ -264,7 +269,7 @@ def _settle_worth(account: Account, billed: Billed, breaks: list[Break]) -> list
     cause = "credit" if expected < 0 and not billed.amount else "price_differs"
     if cause == "credit":
         shown = f"usage comes to {plain(expected)}, and Stripe bills a negative total as 0"
-    on_lines = sum((line.quantity or ZERO for line in billed.lines), ZERO)
+    on_lines = total(line.quantity or ZERO for line in billed.lines)
     by_units = invoice_amount(account.amount_of(on_lines), billed.currency) if account.by_amount else None
     if cause == "price_differs" and by_units is not None and by_units == billed.amount:
         cause = "unexplained"
@@ -284,15 +289,15 @@ def _currency(account: Account) -> Iterator[Break]:
 
 def _paid(account: Account, billed: Billed) -> Iterator[Break]:
     """Why an invoice asks for more than its lines, and why a paid one brought less. Unpaid is no difference."""
-    if tax := sum((line.tax for line in billed.lines), ZERO):
+    if tax := total(line.tax for line in billed.lines):
         yield Break(
             account.tenant_id, account.service, None, "invoiced_asked", "tax", account.currency, ZERO, tax,
             "tax on top of the invoice lines",
         )  # fmt: skip
     paid = [line for line in billed.lines if line.status == "paid" and line.paid is not None]
-    discount = sum((line.discount for line in paid), ZERO)
-    credit = sum((line.credit for line in paid), ZERO)
-    left = sum((line.paid or ZERO for line in paid), ZERO) - sum((line.amount for line in paid), ZERO)
+    discount = total(line.discount for line in paid)
+    credit = total(line.credit for line in paid)
+    left = total(line.paid or ZERO for line in paid) - total(line.amount for line in paid)
     rest = left + discount + credit
     for cause, amount, detail in (
         ("discount", -discount, "discounts on the invoice lines"),

@@ -20,9 +20,10 @@ from xlsxwriter.worksheet import Worksheet
 
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.causes import CAUSES
+from clawbill_pipeline.money import total
 from clawbill_pipeline.reporting.harmless import harmless
 from clawbill_pipeline.reporting.render import ReportFile, register, write
-from clawbill_pipeline.reporting.report import Break, NothingToReport, total
+from clawbill_pipeline.reporting.report import Break, NothingToReport
 from clawbill_pipeline.reporting.tables import BREAKS as BREAK_COLUMNS
 from clawbill_pipeline.reporting.tables import table
 from clawbill_pipeline.reporting.workbook import BREAKS, MOST_ROWS, Column

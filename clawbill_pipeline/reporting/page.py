@@ -9,9 +9,9 @@ from html import escape
 from typing import Any
 
 from clawbill_pipeline.ledger.causes import CAUSES, STEPS
-from clawbill_pipeline.money import exponent, plain, rounded
+from clawbill_pipeline.money import exponent, plain, rounded, total
 from clawbill_pipeline.reporting.chart import days_svg, waterfall_svg
-from clawbill_pipeline.reporting.report import Break, Report, total
+from clawbill_pipeline.reporting.report import Break, Report
 
 #: Rows of a table on the page; the workbook and the CSV files have them all.
 MOST_ROWS = 500

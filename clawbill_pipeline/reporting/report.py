@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
-from clawbill_pipeline.money import EXACT
+from clawbill_pipeline.money import EXACT, total
 
 ZERO = Decimal(0)
 
@@ -137,15 +137,17 @@ class Report:
         """
         rated, invoiced = self.total("rated_amount", currency), self.total("invoiced_amount", currency)
         paid = self.total("paid_amount", currency)
-        open_steps = {(b.tenant_id, b.service): ZERO for b in self.open}
-        for b in self.open:
-            if b.step in BILLING_STEPS and b.currency == currency:
-                open_steps[b.tenant_id, b.service] += b.amount
-        waiting = total(
-            -(step.rated_amount + open_steps.get((step.tenant_id, step.service), ZERO))
+        unbilled = {
+            (step.tenant_id, step.service): step.rated_amount
             for step in self.steps
             if step.currency == currency and step.invoiced_amount is None and step.rated_amount is not None
+        }
+        moved = (
+            b.amount
+            for b in self.open
+            if b.step in BILLING_STEPS and b.currency == currency and (b.tenant_id, b.service) in unbilled
         )
+        waiting = total([*unbilled.values(), *moved]).copy_negate()
         rounding = self.total("rounding", currency)
         changes = [
             Bar("Not sent", self.moved("rated_sent", currency), False),
@@ -163,11 +165,6 @@ class Report:
             *([Bar("Not paid", unpaid, False)] if unpaid else []),
             Bar("Paid", paid, True),
         )
-
-
-def total(values: Iterable[Decimal]) -> Decimal:
-    with localcontext(EXACT):
-        return sum(values, ZERO)
 
 
 def read_report(connection: Connection, catalog: Catalog, period: str) -> Report:

@@ -14,9 +14,9 @@ from xlsxwriter.utility import xl_col_to_name
 from xlsxwriter.worksheet import Worksheet
 
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES, STEPS
-from clawbill_pipeline.money import exponent
+from clawbill_pipeline.money import exponent, total
 from clawbill_pipeline.reporting.harmless import harmless
-from clawbill_pipeline.reporting.report import ZERO, Report, total
+from clawbill_pipeline.reporting.report import ZERO, Report
 
 #: Rows that a worksheet holds, less the header.
 MOST_ROWS = 1_048_575
@@ -347,13 +347,9 @@ class _Book:
                 else:
                     changes = f"{letter}{first + 2}:{letter}{first + len(BILLING_STEPS) + 2}"
                     formula = f"=ROUND({letter}{line + 2}-{letter}{first + 1}-SUM({changes}),12)"
-                    moved = total(report.moved(step, currency) for step in BILLING_STEPS)
-                    value = (
-                        report.total("invoiced_amount", currency)
-                        - report.total("rated_amount", currency)
-                        - moved
-                        - report.total("rounding", currency)
-                    )
+                    taken = [report.total("rated_amount", currency), report.total("rounding", currency)]
+                    taken += [report.moved(step, currency) for step in BILLING_STEPS]
+                    value = total([report.total("invoiced_amount", currency), total(taken).copy_negate()])
                 look = self.total_number if is_level else self.kinds["number"]
                 if label in ("Invoiced", "Paid"):
                     look = self.total_money[exponent(currency)]

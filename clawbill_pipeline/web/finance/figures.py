@@ -26,7 +26,7 @@ from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.causes import CAUSES, NO_FAULT, STEPS
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
-from clawbill_pipeline.money import invoice_amount
+from clawbill_pipeline.money import EXACT, invoice_amount, total
 from clawbill_pipeline.reporting.report import Bar, Break, Day, Report
 
 ZERO = Decimal(0)
@@ -142,8 +142,8 @@ def waterfalls(connection: Connection, reconciled: Reconciled, seen: Seen) -> di
         for t in found
         if t.currency
         for step in (
-            Step("billed", "", t.currency, None, ZERO, t.rated - (t.unbilled or ZERO), None, None, t.invoiced, t.paid,
-                 t.rounding),
+            Step("billed", "", t.currency, None, ZERO, EXACT.subtract(t.rated, t.unbilled or ZERO), None, None,
+                 t.invoiced, t.paid, t.rounding),
             Step("unbilled", "", t.currency, None, ZERO, t.unbilled),
         )
     ]  # fmt: skip
@@ -456,11 +456,11 @@ class Side:
 
     @property
     def units(self) -> Decimal:
-        return sum((line.quantity or ZERO for line in self.lines), ZERO)
+        return total(line.quantity or ZERO for line in self.lines)
 
     @property
     def amount(self) -> Decimal:
-        return sum((line.amount for line in self.lines), ZERO)
+        return total(line.amount for line in self.lines)
 
     @property
     def recomputed(self) -> Decimal | None:
@@ -469,11 +469,11 @@ class Side:
 
     @property
     def difference(self) -> Decimal | None:
-        return None if self.recomputed is None else self.amount - self.recomputed
+        return None if self.recomputed is None else EXACT.subtract(self.amount, self.recomputed)
 
     @property
     def unit_difference(self) -> Decimal | None:
-        return None if self.ledger is None else self.units - self.ledger.planned
+        return None if self.ledger is None else EXACT.subtract(self.units, self.ledger.planned)
 
     @property
     def agrees(self) -> bool:
