@@ -17,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Numeric,
     Table,
@@ -24,7 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 #: Not named like the role: "$user" is first in PostgreSQL's search path, and Dagster's tables stay in public.
 SCHEMA = "ledger"
@@ -480,6 +481,43 @@ alerts = Table(
     Index("alerts_open_key", "route", "kind", "key", unique=True, postgresql_where=text("resolved_at IS NULL")),
 )
 
+# Usage posted over HTTP: who may post, and what was posted. It is landed as files are, and may go once it was.
+ingest_tokens = Table(
+    "ingest_tokens",
+    metadata,
+    Column("name", Text, primary_key=True, comment="Its name, which is part of the token."),
+    Column("sha256", Text, nullable=False, comment="Of the whole token; the token itself is nowhere."),
+    Column("tenants", ARRAY(Text), comment="Whose usage it may bring; null for everybody's."),
+    Column("services", ARRAY(Text), comment="Of which services; null for all."),
+    _at("made_at"),
+    Column("made_by", Text, nullable=False, comment="Who ran the command."),
+    Column("revoked_at", DateTime(timezone=True), comment="Since when it opens nothing any more."),
+)
+TOKEN_MOVES = ("revoked_at",)
+
+ingest_requests = Table(
+    "ingest_requests",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("sha256", Text, nullable=False, comment="Of what was posted: the same request again is no new row."),
+    Column("token", Text, nullable=False, comment="Name of the token that it came with."),
+    Column("events", Integer, nullable=False, comment="Usage events in it, readable ones and others."),
+    Column("body", LargeBinary, nullable=False, comment="One CloudEvent or an array of them, JSON, zstd."),
+    Column("received_at", DateTime(timezone=True), nullable=False, comment="When it was posted."),
+    UniqueConstraint("source", "sha256"),
+    Index(None, "received_at"),
+)
+
+# What processes of every kind count together, for /metrics.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("name", Text, primary_key=True, comment="What is counted."),
+    Column("label", Text, primary_key=True, comment="Of which kind."),
+    Column("count", Numeric(38, 12), nullable=False, comment="How often, or how much, since the ledger began."),
+)
+
 #: What a column means wherever it stands, unless the table says more.
 _COMMON = {
     "id": "Number in the order of writing.",
@@ -549,4 +587,4 @@ APPEND_ONLY = (
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
 )  # fmt: skip
 #: Rows stay; only the named columns may change.
-GUARDED = {usage_records: OUTBOX_MOVES, tenant_standing: STANDING_MOVES}
+GUARDED = {usage_records: OUTBOX_MOVES, tenant_standing: STANDING_MOVES, ingest_tokens: TOKEN_MOVES}

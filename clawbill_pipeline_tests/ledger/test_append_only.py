@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Boolean, DateTime, Integer, Numeric, Table, Text, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.tables import APPEND_ONLY, GUARDED, OUTBOX_MOVES, STANDING_MOVES
+from clawbill_pipeline.ledger.tables import APPEND_ONLY, GUARDED
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 
 HOUR = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -26,7 +26,7 @@ VALID: dict[str, dict[str, Any]] = {
     "usage_records": {"state": "planned"},
     "tenant_standing": {"standing": "current"},
 }
-GIVEN = {Text: "x", DateTime: HOUR, Boolean: False, Numeric: 1, Integer: 1, JSONB: "{}"}
+GIVEN = {Text: "x", DateTime: HOUR, Boolean: False, Numeric: 1, Integer: 1, JSONB: "{}", ARRAY: "{}"}
 
 
 def row(table: Table) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def test_partitions_are_as_closed_as_their_table(ledger: Ledger) -> None:
 @pytest.mark.parametrize("table", GUARDED, ids=lambda table: table.name)
 def test_of_a_guarded_row_only_the_named_columns_move(ledger: Ledger, table: Table) -> None:
     add(ledger, table)
-    moves = {"usage_records": OUTBOX_MOVES, "tenant_standing": STANDING_MOVES}[table.name]
+    moves = GUARDED[table]
     other = {"state": "sending", "attempts": 2, "answer": "{}"}
     for column in table.columns:
         kind = next(kind for kind in GIVEN if isinstance(column.type, kind))
-        changed = {Text: "'changed'", DateTime: "now()", JSONB: """'{"a": 1}'"""}.get(kind, "2")
+        changed = {Text: "'changed'", DateTime: "now()", JSONB: """'{"a": 1}'""", ARRAY: "'{changed}'"}.get(kind, "2")
         if column.name in moves:
             with ledger.transaction() as c:
                 value = f"'{other[column.name]}'" if column.name in other else changed
