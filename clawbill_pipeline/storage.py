@@ -1,0 +1,106 @@
+"""A folder of the house's own files, on disk or in an object store, used alike. Not what is in the files.
+
+A file appears whole or not at all, and is durable once it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from clawbill_pipeline.object_store import ObjectFolder, is_address
+
+
+class Folder(Protocol):
+    """Files by names with ``/`` between their parts. Methods raise OSError where the disk or the store fails."""
+
+    def address(self, name: str) -> str:
+        """The file's path, or its address in the store."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """The file's bytes as they are now, whatever comes in its place. Raises FileNotFoundError."""
+        ...
+
+    def made(self, name: str) -> AbstractContextManager[Path]:
+        """Where to write the file: it gets its name once the block ends, and is gone if the block fails."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiskFolder:
+    """A folder on disk; it is made with its first file."""
+
+    root: Path
+
+    def address(self, name: str) -> str:
+        return str(self.root / name)
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.root / name).open("rb")
+
+    @contextmanager
+    def made(self, name: str) -> Iterator[Path]:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its place: only there is renaming one step. The name's end is none that anybody looks for.
+        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            yield fresh
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """A folder in an object store."""
+
+    objects: ObjectFolder
+
+    def address(self, name: str) -> str:
+        return self.objects.of(name)
+
+    def exists(self, name: str) -> bool:
+        return self.objects.exists(name)
+
+    def read(self, name: str) -> bytes:
+        return self.objects.read(name)
+
+    def open(self, name: str) -> BinaryIO:
+        return self.objects.open(self.objects.find(name))
+
+    @contextmanager
+    def made(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="clawbill-upload-") as folder:
+            fresh = Path(folder) / name.rpartition("/")[2]
+            yield fresh
+            self.objects.write(name, fresh)
+
+
+def folder(root: Path | str) -> Folder:
+    """The folder at a path or at an address (``s3://bucket/prefix``). Raises ValueError for a strange address."""
+    if is_address(root):
+        return StoreFolder(ObjectFolder(str(root)))
+    return DiskFolder(Path(root))
