@@ -15,8 +15,9 @@ from decimal import Decimal
 from typing import Any, Literal
 
 import stripe
-from sqlalchemy import Connection, Row, case, insert, not_, select
+from sqlalchemy import Connection, Row, Select, case, func, insert, not_, select
 from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DataError, IntegrityError
 
 from clawbill_pipeline.catalog import Catalog
@@ -49,6 +50,7 @@ from clawbill_pipeline.ledger.tables import (
     stripe_customers,
     stripe_events,
     stripe_events_handled,
+    stripe_events_mark,
     tenant_standing,
 )
 from clawbill_pipeline.results import Check
@@ -80,10 +82,9 @@ class Applied:
 
 def pending_events(ledger: Ledger, after: int, limit: int) -> list[tuple[int, str, str]]:
     """The next events that nobody handled: ``(inbox id, event id, type)``, at most ``limit``, ids above ``after``."""
-    query = select(stripe_events.c.id, stripe_events.c.event_id, stripe_events.c.type)
-    query = query.where(stripe_events.c.id > after, _not_handled).order_by(stripe_events.c.id).limit(limit)
     with ledger.transaction() as connection:
-        return [(row.id, row.event_id, row.type) for row in connection.execute(query)]
+        found = connection.execute(unhandled(max(after, _mark(connection)), None, limit))
+        return [(row.id, row.event_id, row.type) for row in found]
 
 
 def apply_events(
@@ -97,8 +98,29 @@ def apply_events(
     work = _Work(ledger, catalog, api, now, run_id)
     for row in _unhandled(ledger, through):
         work.handle(row)
+    work.mark()
     work.catch_up()
     return work.result()
+
+
+@dataclass(frozen=True)
+class FailedEvent:
+    """An event that could not be applied, and why."""
+
+    event_id: str
+    type: str
+    object_id: str | None
+    reason: str
+    handled_at: datetime
+
+
+def failed_events(ledger: Ledger) -> list[FailedEvent]:
+    """Every event that failed and was not applied since, in the order of landing."""
+    with ledger.transaction() as connection:
+        return [
+            FailedEvent(row.event_id, row.type, row.object_id, row.reason, row.handled_at)
+            for row in connection.execute(_failed())
+        ]
 
 
 def apply_failed_again(
@@ -109,17 +131,22 @@ def apply_failed_again(
     One that is applied now is noted in the audit trail as ``stripe_event.applied_again``; its failure stays on record.
     Raises LedgerError.
     """
-    failed = (
-        select(stripe_events)
-        .join(stripe_events_handled, stripe_events_handled.c.inbox_id == stripe_events.c.id)
-        .where(stripe_events_handled.c.outcome == "failed", not_(_applied_again(stripe_events.c.event_id)))
-    )
     with ledger.transaction() as connection:
-        rows = connection.execute(failed.order_by(stripe_events.c.id)).all()
+        rows = connection.execute(_failed()).all()
     work = _Work(ledger, catalog, api, now, run_id, again=True)
     for row in rows:
         work.handle(row)
     return work.result()
+
+
+def _failed() -> Select[*tuple[Any, ...]]:
+    handled = stripe_events_handled.c
+    return (
+        select(stripe_events, handled.detail.label("reason"), handled.handled_at)
+        .join(stripe_events_handled, handled.inbox_id == stripe_events.c.id)
+        .where(handled.outcome == "failed", not_(_applied_again(stripe_events.c.event_id)))
+        .order_by(stripe_events.c.id)
+    )
 
 
 def _applied_again(event_id: Any) -> Any:
@@ -132,14 +159,25 @@ _not_handled = not_(
 )
 
 
+def unhandled(after: int, through: int | None, limit: int) -> Select[*tuple[Any, ...]]:
+    """The next events above the inbox id ``after`` that nobody handled. It reads none that are before it."""
+    query = select(stripe_events).where(stripe_events.c.id > after, _not_handled)
+    if through is not None:
+        query = query.where(stripe_events.c.id <= through)
+    return query.order_by(stripe_events.c.id).limit(limit)
+
+
+def _mark(connection: Connection) -> int:
+    """The inbox id up to which every event was handled: numbers are given out in the order of commits."""
+    return connection.scalar(select(func.max(stripe_events_mark.c.through))) or 0
+
+
 def _unhandled(ledger: Ledger, through: int | None) -> Iterator[Event]:
-    after = 0
+    with ledger.transaction() as connection:
+        after = _mark(connection)
     while True:
-        query = select(stripe_events).where(stripe_events.c.id > after, _not_handled)
-        if through is not None:
-            query = query.where(stripe_events.c.id <= through)
         with ledger.transaction() as connection:
-            rows = connection.execute(query.order_by(stripe_events.c.id).limit(_CHUNK)).all()
+            rows = connection.execute(unhandled(after, through, _CHUNK)).all()
         if not rows:
             return
         yield from rows
@@ -171,6 +209,7 @@ class _Work:
         self._apart: dict[str, str] = {}
         self._alerts: dict[str, str] = {}
         self._last: int | None = None
+        self._first_waiting: int | None = None
 
     def result(self) -> Applied:
         count = self._counts
@@ -216,6 +255,7 @@ class _Work:
         except stripe.StripeError as error:
             # Not recorded: the next call tries again. The message is Stripe's and holds no key.
             self._counts["waiting"] += 1
+            self._first_waiting = self._first_waiting or row.id
             self._problems.append(f"{row.event_id} ({row.type}) waits for Stripe: {type(error).__name__}: {error}")
 
     def _completed(self, row: Event, change: Change | None) -> tuple[Change | None, Invoice | None]:
@@ -366,6 +406,16 @@ class _Work:
         of_customer = stripe_customers.c.customer_id == customer_id
         mapped = connection.scalar(select(stripe_customers.c.tenant_id).where(of_customer))
         return mapped or self._named.get(customer_id)
+
+    def mark(self) -> None:
+        """Notes up to where every event is handled, so that the next call looks at none of them."""
+        if self._last is None:
+            return
+        through = self._first_waiting - 1 if self._first_waiting else self._last
+        with self._ledger.transaction() as connection:
+            if through > _mark(connection):
+                marked = upsert(stripe_events_mark).values(through=through, marked_at=self._now)
+                connection.execute(marked.on_conflict_do_nothing())
 
     def catch_up(self) -> None:
         """Does what events could not do that came before their customer was mapped to a tenant."""

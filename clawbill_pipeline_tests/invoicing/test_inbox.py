@@ -8,12 +8,19 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+from pydantic import SecretStr
 from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 
-from clawbill_pipeline.invoicing.inbox import apply_failed_again, pending_events
-from clawbill_pipeline_tests.invoicing.conftest import NOW, Inbox
+from clawbill_pipeline.cli import cli
+from clawbill_pipeline.invoicing.inbox import apply_failed_again, pending_events, unhandled
+from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline_tests.invoicing.conftest import CATALOG, NOW, Inbox
 from clawbill_pipeline_tests.invoicing.objects import END, invoice, line, subscription
 
 LATER = END + 3600
@@ -293,3 +300,82 @@ class TestStanding:
         inbox.land("customer.subscription.deleted", subscription("canceled", id="sub_other"))
         inbox.apply()
         assert (inbox.standings(), inbox.outcomes()) == ([], ["unhandled"])
+
+
+def _events_read(inbox: Inbox, after: int) -> int:
+    """How many rows PostgreSQL reads to find the events above ``after`` that nobody handled."""
+    compiled = unhandled(after, None, 500).compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+    with inbox.ledger.transaction() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {compiled}").scalar()[0]["Plan"]
+
+    def read(node: dict[str, Any]) -> int:
+        own = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if "Relation Name" in node else 0
+        return int(own) * int(node["Actual Loops"]) + sum(read(inner) for inner in node.get("Plans", ()))
+
+    return read(plan)
+
+
+def test_handled_events_are_never_looked_at_again(inbox: Inbox) -> None:
+    with inbox.ledger.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO stripe_events (event_id, type, livemode, created, body, headers, via, received_at)"
+                " SELECT 'evt_old_' || n, 'charge.succeeded', false, now(), '{}', '{}', 'webhook', now()"
+                " FROM generate_series(1, 20000) n"
+            )
+        )
+        connection.execute(
+            text("INSERT INTO stripe_events_handled SELECT id, 'unhandled', '', now(), 'r' FROM stripe_events")
+        )
+        connection.execute(text("ANALYZE stripe_events, stripe_events_handled"))
+    assert _events_read(inbox, 0) > 10_000, "without a mark all of them"
+    inbox.land("invoice.created", invoice("draft"))
+    assert inbox.apply().applied == 1
+    (mark,) = inbox.rows("stripe_events_mark")
+    assert mark.through == inbox.rows("stripe_events", "id")[-1].id
+    inbox.land("invoice.finalized", invoice("open"), LATER)
+    assert _events_read(inbox, mark.through) < 10
+    assert [kind for _, _, kind in pending_events(inbox.ledger, 0, 10)] == ["invoice.finalized"]
+    assert inbox.apply().applied == 1
+
+
+def test_the_mark_stays_before_an_event_that_waits_for_stripe(inbox: Inbox) -> None:
+    inbox.api = StripeApi(SecretStr("sk_test_x"), "http://127.0.0.1:9", timeout=1)
+    inbox.land("invoice.created", invoice("draft"))
+    thin = {"id": "evt_thin", "object": "v2.core.event", "type": "v1.invoice.paid", "livemode": False}
+    about = {"related_object": {"id": "in_1", "type": "invoice", "url": "/v1/invoices/in_1"}}
+    inbox.land_body(json.dumps(thin | about | {"created": "2026-11-01T01:00:00Z"}))
+    inbox.land("charge.succeeded", {"id": "ch_1", "object": "charge"})
+    result = inbox.apply()
+    assert (result.applied, result.waiting, result.unhandled) == (1, 1, 1)
+    first, waiting, _ = [row.id for row in inbox.rows("stripe_events", "id")]
+    assert [row.through for row in inbox.rows("stripe_events_mark")] == [first]
+    assert [number for number, _, _ in pending_events(inbox.ledger, 0, 10)] == [waiting]
+
+
+def test_failed_events_are_listed_and_tried_again_by_a_command(
+    inbox: Inbox, ledger_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["webhooks", *arguments])
+
+    (tmp_path / "clawbill.yaml").write_text(CATALOG)
+    for name, value in {
+        "CLAWBILL_DATABASE_URL": ledger_url, "CLAWBILL_CATALOG": str(tmp_path / "clawbill.yaml"),
+        "CLAWBILL_STATE": str(tmp_path), "STRIPE_SECRET_KEY": "sk_test_x",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert run("failed").output == "No event has failed.\n"
+    inbox.land("invoice.paid", invoice("paid", lines=[line(currency="x")]))
+    inbox.apply()
+    assert "evt_1" in run("failed").output
+    assert "currency" in run("failed").output
+    result = run("retry")
+    assert (result.exit_code, "1 failed again" in result.output) == (1, True)
+    with inbox.ledger.transaction() as connection:
+        connection.execute(text("ALTER TABLE stripe_events DISABLE TRIGGER USER"))
+        connection.execute(text("UPDATE stripe_events SET body = replace(body, '\"x\"', '\"usd\"')"))
+        connection.execute(text("ALTER TABLE stripe_events ENABLE TRIGGER USER"))
+    result = run("retry")
+    assert (result.exit_code, result.output) == (0, "1 events applied, 0 failed again, 0 wait for Stripe.\n")
+    assert run("failed").output == "No event has failed.\n"

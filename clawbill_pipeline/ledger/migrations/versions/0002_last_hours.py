@@ -1,4 +1,4 @@
-"""Hours metered ahead for a tenant whose invoice goes out; and what makes handled webhooks cost nothing to pass over."""
+"""Hours metered ahead for a tenant whose invoice goes out; and how handled webhooks are passed over at no cost."""
 
 from __future__ import annotations
 
