@@ -209,11 +209,19 @@ stripe_customers = Table(
     "stripe_customers",
     metadata,
     Column("tenant_id", Text, primary_key=True),
-    Column("customer_id", Text, nullable=False, unique=True),
+    Column("customer_id", Text, nullable=False),
     Column("subscription_id", Text, nullable=False),
     Column("currency", Text, nullable=False),
     Column("livemode", Boolean, nullable=False),
     _at("mapped_at"),
+    Column(
+        "payer_id",
+        Text,
+        ForeignKey("ledger.stripe_customers.tenant_id"),
+        comment="The tenant of the same customer whose bill shows this one's usage; null for a bill of its own.",
+    ),
+    Index("stripe_customers_payer_key", "customer_id", unique=True, postgresql_where=text("payer_id IS NULL")),
+    Index(None, "customer_id"),
 )
 
 stripe_items = Table(
@@ -221,15 +229,17 @@ stripe_items = Table(
     metadata,
     Column("tenant_id", Text, ForeignKey(stripe_customers.c.tenant_id), primary_key=True),
     Column("service", Text, primary_key=True),
-    Column("subscription_item_id", Text, nullable=False, unique=True),
+    Column("subscription_item_id", Text, nullable=False),
     Column("price_id", Text, nullable=False),
     Column("meter_id", Text, nullable=False),
     Column("meter", Text, nullable=False, comment="Meter event name."),
     Column("backend", Text, nullable=False),
     _at("mapped_at"),
     Index(None, "meter"),
+    Index(None, "subscription_item_id"),
 )
 
+# Read it through the view usage_record_parts where it matters whose usage a record is: tenants can share a customer.
 usage_records = Table(
     "usage_records",
     metadata,
@@ -260,6 +270,12 @@ usage_records = Table(
     Column("parked", Text, comment="Why this row waits for a person; null for a row that flows."),
     Column("error", Text),
     Column("answer", JSONB),
+    Column(
+        "parts",
+        JSONB,
+        comment="Exact units by tenant, as decimal strings, where tenants share the customer; null if all is "
+        "tenant_id's.",
+    ),
     UniqueConstraint("hour", "customer_id", "meter", "window_start", "revision"),
     _one_of("state", OUTBOX_STATES),
     CheckConstraint("revision >= 1", name="revision"),
@@ -272,6 +288,20 @@ usage_records = Table(
 )
 #: The only columns of ``usage_records`` that an UPDATE may change.
 OUTBOX_MOVES = ("state", "attempts", "first_sent_at", "settled_at", "next_attempt_at", "parked", "error", "answer")
+
+# What rounding goes on from: kept as records are planned, so that planning an hour never sums a whole period.
+planned_totals = Table(
+    "planned_totals",
+    metadata,
+    Column("customer_id", Text, primary_key=True),
+    Column("meter", Text, primary_key=True),
+    Column("period_start", DateTime(timezone=True), primary_key=True),
+    Column(
+        "exact_units", Numeric(38, 12), nullable=False, comment="Of the newest revisions of the period's windows."
+    ),
+    Column("units", Numeric(38, 0), nullable=False, comment="The same in whole units: the exact ones, rounded once."),
+    postgresql_with={"fillfactor": 80},
+)
 
 audit_trail = Table(
     "audit_trail",
