@@ -12,7 +12,7 @@ import stripe
 from pydantic import SecretStr
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, load
-from clawbill_pipeline.catalog.sources import SqlTable
+from clawbill_pipeline.catalog.sources import Http, SqlTable
 from clawbill_pipeline.clock import clock_of
 from clawbill_pipeline.delivery.probing import probe
 from clawbill_pipeline.ledger import LedgerError, embedded, migration_state
@@ -85,7 +85,7 @@ def _catalog(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
     text = f"{settings.catalog_file}: {len(catalog.tenants)} tenants, {len(catalog.services)} services"
     findings = [Finding("catalogue", True, text)]
     for source in catalog.sources:
-        if isinstance(source, SqlTable):
+        if isinstance(source, SqlTable | Http):
             continue  # a database's answer is the source's own affair when it is landed
         path = catalog.folder / source.path
         there = path.exists()

@@ -211,6 +211,22 @@ class SqlTable(_Closed):
         return self
 
 
+class Http(_Closed):
+    """What senders post to ``/usage`` of the web app: CloudEvents as in ``cloudevents``; see docs/ingest.md.
+
+    A posted request stays in the ledger until its events are in the lake, and ``keep_days`` longer.
+    """
+
+    kind: Literal["http"]
+    name: Name
+    keep_days: int = Field(
+        30,
+        ge=0,
+        le=3650,
+        description="How long a request is kept once it was landed. One with an event in quarantine stays.",
+    )
+
+
 #: What a line of an OpenClaw transcript that bears usage becomes.
 OpenClawService = Literal["tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages"]
 OPENCLAW_SERVICES: tuple[OpenClawService, ...] = (
@@ -233,5 +249,5 @@ class OpenClawFleet(_Source):
 
 
 Source = Annotated[
-    JsonLines | CloudEvents | Files | LiteLlm | AccessLog | SqlTable | OpenClawFleet, Field(discriminator="kind")
+    JsonLines | CloudEvents | Files | LiteLlm | AccessLog | SqlTable | Http | OpenClawFleet, Field(discriminator="kind")
 ]

@@ -56,7 +56,7 @@ def _replay(run: Run, catalog: Catalog, one: Quarantined) -> Replayed:
         return Replayed(one.id, False, "its id was used by another event; it can't be billed under this id")
     if one.field == WHOLE and one.reason != "changed_in_place":
         return Replayed(one.id, False, "it is landed with its file, once the file is as it should be")
-    input = _input(catalog, one)
+    input = _input(run, catalog, one)
     if input is None:
         return Replayed(one.id, False, f"{one.uri} is no longer in source {one.source!r}")
     try:
@@ -67,11 +67,11 @@ def _replay(run: Run, catalog: Catalog, one: Quarantined) -> Replayed:
         return Replayed(one.id, False, str(error))
 
 
-def _input(catalog: Catalog, one: Quarantined) -> Input | None:
+def _input(run: Run, catalog: Catalog, one: Quarantined) -> Input | None:
     source = next((source for source in catalog.sources if source.name == one.source), None)
     if source is None:
         return None
-    return next((input for input in inputs(source, catalog.folder) if input.uri == one.uri), None)
+    return next((input for input in inputs(source, catalog.folder, run.ledger) if input.uri == one.uri), None)
 
 
 def _read_again(run: Run, one: Quarantined, input: Input) -> Replayed:

@@ -10,13 +10,16 @@ from clawbill_pipeline.catalog.sources import (
     AccessLog,
     CloudEvents,
     Files,
+    Http,
     LiteLlm,
     OpenClawFleet,
     Patterns,
     Source,
     SqlTable,
 )
+from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.usage.access_log import AccessLogLines
+from clawbill_pipeline.usage.ingested import PostedRequests
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
 from clawbill_pipeline.usage.mapped import Mapped, MappedCsv
@@ -26,8 +29,15 @@ from clawbill_pipeline.usage.sql import TableRows
 from clawbill_pipeline.usage.text import COMPRESSED, text_file, uri_of
 
 
-def inputs(source: Source, folder: Path) -> Iterator[Input]:
-    """The inputs of ``source``, in a fixed order; ``folder`` is where relative paths start. Raises OSError."""
+def inputs(source: Source, folder: Path, ledger: Ledger | None = None) -> Iterator[Input]:
+    """The inputs of ``source``, in a fixed order; ``folder`` is where relative paths start. Raises OSError.
+
+    ``ledger`` is where requests posted over HTTP are kept; no other source needs it.
+    """
+    if isinstance(source, Http):
+        if ledger is not None:
+            yield PostedRequests(source, ledger)
+        return
     if isinstance(source, SqlTable):
         yield TableRows(source, os.environ)
         return
