@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.catalog.sources import Source
+from clawbill_pipeline.catalog.sources import Http, Source
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.usage.bulk import repeated
 from clawbill_pipeline.usage.events import Judge
+from clawbill_pipeline.usage.ingested import forget_landed
 from clawbill_pipeline.usage.inputs import Input, InputFault, Landing
 from clawbill_pipeline.usage.quarantine import WHOLE, Entry, masked, set_aside
 from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
@@ -112,7 +113,7 @@ class Run:
         with self.ledger.transaction() as connection:
             newest = {row.uri: (row.id, row.size) for row in connection.execute(_NEWEST, {"source": source.name})}
         try:
-            for input in inputs(source, folder):
+            for input in inputs(source, folder, self.ledger):
                 self.total.inputs += 1
                 try:
                     if input.uri not in newest or not unchanged.holds(input, *newest[input.uri]):
@@ -122,6 +123,8 @@ class Run:
         except OSError as error:
             self.total.problem("unreadable", source.name, "source", str(error))
         unchanged.keep()
+        if isinstance(source, Http):
+            forget_landed(self.ledger, source, self.now)
 
     def input(self, source: str, input: Input, unchanged: Unchanged) -> None:
         done: list[Batch] = []
