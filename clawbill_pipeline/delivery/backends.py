@@ -95,8 +95,8 @@ class Backend(Protocol):
         """Exactly what will be sent: the request's parameters, as JSON values."""
         ...
 
-    async def send(self, session: Session, intents: Sequence[Intent]) -> dict[str, Any]:
-        """Makes the one call for up to ``most`` intents. Stripe's answer; raises StripeError."""
+    async def send(self, session: Session, intents: Sequence[Intent]) -> str:
+        """Makes the one call for up to ``most`` intents. Stripe's answer as JSON text; raises StripeError."""
         ...
 
 
@@ -159,13 +159,11 @@ class MeterEvents(_MeterEvents):
         at = self.event_timestamp(record.window_start, record.revision)
         return {**self._event(record), "timestamp": int(at.timestamp())}
 
-    async def send(self, session: Session, intents: Sequence[Intent]) -> dict[str, Any]:
+    async def send(self, session: Session, intents: Sequence[Intent]) -> str:
         (intent,) = intents
-        answer = await session.client.v1.billing.meter_events.create_async(
-            {**intent.params},  # type: ignore[typeddict-item]
-            {"idempotency_key": intent.identifier},
-        )
-        return answer.to_dict(for_json=True)
+        # The same request as v1.billing.meter_events.create, without making objects of an answer that is only kept:
+        # that is a quarter of what a call costs.
+        return await _raw(session, "/v1/billing/meter_events", intent.params, idempotency_key=intent.identifier)
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class MeterStream(_MeterEvents):
         at = self.event_timestamp(record.window_start, record.revision)
         return {**self._event(record), "timestamp": f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}
 
-    async def send(self, session: Session, intents: Sequence[Intent]) -> dict[str, Any]:
+    async def send(self, session: Session, intents: Sequence[Intent]) -> str:
         # Reports on rejected events name the request's key: it is kept with each record.
         names = "\n".join(intent.identifier for intent in intents)
         key = intents[0].identifier if len(intents) == 1 else hashlib.sha256(names.encode()).hexdigest()
@@ -191,7 +189,7 @@ class MeterStream(_MeterEvents):
         except (stripe.TemporarySessionExpiredError, stripe.AuthenticationError) as error:
             session.forget_token()
             raise SessionLapsed("the meter event session lapsed") from error
-        return {"request": key}
+        return json.dumps({"request": key})
 
 
 @dataclass(frozen=True)
@@ -218,15 +216,16 @@ class UsageRecords:
             "action": "set",
         }
 
-    async def send(self, session: Session, intents: Sequence[Intent]) -> dict[str, Any]:
+    async def send(self, session: Session, intents: Sequence[Intent]) -> str:
         (intent,) = intents
         params = dict(intent.params)
         path = f"/v1/subscription_items/{params.pop('subscription_item')}/usage_records"
-        answer = await session.client.raw_request_async(
-            "post", path, **params, stripe_version=LEGACY_VERSION, idempotency_key=intent.identifier
-        )
-        body: dict[str, Any] = json.loads(answer.body)
-        return body
+        return await _raw(session, path, params, stripe_version=LEGACY_VERSION, idempotency_key=intent.identifier)
+
+
+async def _raw(session: Session, path: str, params: Mapping[str, Any], **options: str) -> str:
+    answer = await session.client.raw_request_async("post", path, **params, **options)
+    return str(answer.body)
 
 
 #: An hourly meter keeps the newest event of a UTC hour: records are absolute, and the last one wins.

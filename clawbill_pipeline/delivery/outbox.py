@@ -58,14 +58,17 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What becomes of a record. ``at`` is when; for a settled one (delivered, rejected) that is its ``settled_at``."""
+    """What becomes of a record. ``at`` is when; for a settled one (delivered, rejected) that is its ``settled_at``.
+
+    ``answer`` is JSON text.
+    """
 
     row: OutboxRow
     state: str
     at: datetime
     parked: str | None = None
     error: str | None = None
-    answer: dict[str, Any] | None = None
+    answer: str | None = None
     next_attempt_at: datetime | None = None
 
 
@@ -156,32 +159,34 @@ WHERE u.hour = given.hour AND u.identifier = given.identifier
 
 def write_moves(ledger: Ledger, moves: Sequence[Move], run_id: str) -> None:
     """Commits what became of records, with a line in the audit trail for each one delivered."""
-    given = {
-        "hours": [move.row.hour for move in moves],
-        "identifiers": [move.row.identifier for move in moves],
-        "states": [move.state for move in moves],
-        "ats": [move.at for move in moves],
-        "parked": [move.parked for move in moves],
-        "errors": [move.error for move in moves],
-        "answers": [None if move.answer is None else json.dumps(move.answer) for move in moves],
-        "next": [move.next_attempt_at for move in moves],
-        "run_id": run_id,
-    }
+    rows = [
+        {
+            "hour": move.row.hour.isoformat(),
+            "identifier": move.row.identifier,
+            "state": move.state,
+            "at": move.at.isoformat(),
+            "parked": move.parked,
+            "error": move.error,
+            "answer": move.answer,
+            "next_attempt_at": move.next_attempt_at and move.next_attempt_at.isoformat(),
+        }
+        for move in moves
+    ]
     with ledger.transaction() as connection:
-        connection.execute(_WRITE_MOVES, given)
+        # One JSON text: as eight arrays it takes the driver several times as long.
+        connection.execute(_WRITE_MOVES, {"moves": json.dumps(rows), "run_id": run_id})
 
 
 _WRITE_MOVES = text("""
 WITH moved AS (
     UPDATE usage_records u
     SET state = m.state, parked = m.parked, error = m.error, next_attempt_at = m.next_attempt_at,
-        answer = coalesce(m.answer, u.answer),
+        answer = coalesce(CAST(m.answer AS jsonb), u.answer),
         settled_at = CASE WHEN m.state IN ('delivered', 'rejected') THEN m.at END
-    FROM unnest(
-        CAST(:hours AS timestamptz[]), CAST(:identifiers AS text[]), CAST(:states AS text[]),
-        CAST(:ats AS timestamptz[]), CAST(:parked AS text[]), CAST(:errors AS text[]), CAST(:answers AS jsonb[]),
-        CAST(:next AS timestamptz[])
-    ) AS m (hour, identifier, state, at, parked, error, answer, next_attempt_at)
+    FROM json_to_recordset(CAST(:moves AS json)) AS m (
+        hour timestamptz, identifier text, state text, at timestamptz, parked text, error text, answer text,
+        next_attempt_at timestamptz
+    )
     WHERE u.hour = m.hour AND u.identifier = m.identifier AND u.state <> 'delivered'
     RETURNING u.*
 )

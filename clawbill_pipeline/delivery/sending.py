@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ from clawbill_pipeline.delivery.outbox import (
 )
 from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
 from clawbill_pipeline.stripe_api import StripeApi
@@ -396,7 +398,7 @@ class _Delivery:
             if doubtful:
                 # Ours: this ledger sent it before, with the payload whose hash was checked.
                 self.counts["duplicates"] += 1
-                return Move(row, "delivered", now, answer={"duplicate": message})
+                return Move(row, "delivered", now, answer=json.dumps({"duplicate": message}))
             move = await self._settled_by_summary(row)
             if move is not None and move.state == "delivered":
                 self.counts["duplicates"] += 1
@@ -435,7 +437,7 @@ class _Delivery:
             before = await asyncio.to_thread(delivered_before, self.ledger, row)
             after = before + row.value
         if held == after:
-            return Move(row, "delivered", now, answer={"settled_by_summary": str(held)})
+            return Move(row, "delivered", now, answer=json.dumps({"settled_by_summary": str(held)}))
         if before is None or held == before:
             return None
         return _parked(
@@ -460,7 +462,7 @@ class _Delivery:
                 "end_time": int(end.timestamp()),
             },
         )
-        return sum((Decimal(str(summary.aggregated_value)) for summary in page.data), Decimal(0))
+        return total(Decimal(str(summary.aggregated_value)) for summary in page.data)
 
     async def _write(self, finished: asyncio.Event) -> None:
         """Commits outcomes a few times a second, and only then lets go of the lanes they belong to."""
