@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -115,9 +115,10 @@ def deliver(
     *,
     now: Clock,
     run_id: str,
+    customers: Collection[str] | None = None,
     backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
 ) -> Delivered:
-    """Sends every record of the outbox that is due, once, and says what became of each.
+    """Sends every record of the outbox that is due, once, and says what became of each; of ``customers`` alone if given.
 
     Several deliveries at once share the work: none sends a customer's meter while another one does. One customer's
     failure leaves everyone else's records flowing. Raises LedgerError when the database is away, SettingsError for a
@@ -126,7 +127,7 @@ def deliver(
     refuse_live(api.key, live_allowed=catalog.live)
     rejected_later = take_rejections(ledger, now())
     with claiming(ledger) as claims:
-        work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff)
+        work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff, customers)
         asyncio.run(work.run())
     return replace(work.result(), rejected_later=rejected_later)
 
@@ -232,6 +233,7 @@ class _Delivery:
     now: Clock
     run_id: str
     backoff: Backoff
+    customers: Collection[str] | None = None
     counts: Counter[str] = field(default_factory=Counter)
     stopped: str | None = None
     _moves: list[Move] = field(default_factory=list)
@@ -267,6 +269,8 @@ class _Delivery:
 
     async def _feed(self, workers: int) -> None:
         lanes = await asyncio.to_thread(due_lanes, self.ledger, self.now())
+        if self.customers is not None:
+            lanes = [lane for lane in lanes if lane[0] in self.customers]
         for start in range(0, len(lanes), _LANES_AT_ONCE):
             async with self._claiming:
                 turns, moves = await asyncio.to_thread(self._claim, lanes[start : start + _LANES_AT_ONCE])

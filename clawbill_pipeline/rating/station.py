@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -91,11 +91,12 @@ def rate(
     now: datetime,
     run_id: str,
     only_retries: bool = False,
+    tenants: Collection[str] | None = None,
 ) -> Rated:
     """Rates all metered usage of the UTC hours ``[start, end)`` that is not rated at its newest revision.
 
     A row that fails stays due, with its error on record in ``rating_failures``; the others go on. ``only_retries``
-    asks for nothing but rows that failed before and whose next attempt has come.
+    asks for nothing but rows that failed before and whose next attempt has come; ``tenants`` for theirs alone.
     """
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
@@ -105,7 +106,7 @@ def rate(
         with ledger.transaction() as connection:
             # Hours are locked for double launches; period-to-date groups for hours that are backfilled side by side.
             lock_all(connection, (("rating", hour.isoformat()) for hour in hours))
-            due = _read_due(connection, start, end, after, now if only_retries else None)
+            due = _read_due(connection, start, end, after, now if only_retries else None, tenants)
             if not due:
                 break
             after = (due[-1].hour, due[-1].tenant_id, due[-1].service, due[-1].dimensions, due[-1].window_start)
@@ -168,6 +169,7 @@ _DUE = text("""
            coalesce(r.amount, 0) AS held_amount, coalesce(f.attempts, 0) AS attempts
     FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM metered_usage
           WHERE hour >= :start AND hour < :end
+            AND (CAST(:tenants AS text[]) IS NULL OR tenant_id = ANY(CAST(:tenants AS text[])))
             AND (CAST(:hour AS timestamptz) IS NULL
                  OR (hour, tenant_id, service, dimensions, window_start)
                     > (CAST(:hour AS timestamptz), CAST(:tenant AS text), CAST(:service AS text),
@@ -204,12 +206,14 @@ def _read_due(
     end: datetime,
     after: tuple[object, ...] | None,
     retries_at: datetime | None,
+    tenants: Collection[str] | None,
 ) -> list[Due]:
     hour, tenant, service, dimensions, window = after or (None,) * 5
     rows = connection.execute(
         _DUE,
         {"start": start, "end": end, "hour": hour, "tenant": tenant, "service": service,
-         "dimensions": dimensions, "window": window, "chunk": CHUNK, "retries_at": retries_at},
+         "dimensions": dimensions, "window": window, "chunk": CHUNK, "retries_at": retries_at,
+         "tenants": None if tenants is None else list(tenants)},
     )  # fmt: skip
     return [Due(**row._mapping) for row in rows]
 
