@@ -24,17 +24,44 @@ class _Source(_Closed):
     path: str = Field(description="Folder, relative to the catalogue or absolute.")
 
 
+#: The form of an address in an object store.
+_ADDRESS = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]+(/.*)?")
+
 Patterns = str | tuple[str, ...]
 
 
 class _Files(_Source):
-    """Files below a folder, plain, gzip or zstd. ``.gz`` and ``.zst`` behind a name don't count for ``pattern``."""
+    """Files below a folder, plain, gzip or zstd. ``.gz`` and ``.zst`` behind a name don't count for ``pattern``.
 
+    The folder may be in an object store: credentials and region are the environment's (docs/sources.md).
+    """
+
+    path: str = Field(
+        description="Folder, relative to the catalogue or absolute; or s3://bucket/prefix, gs://… or az://container/…."
+    )
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@?]+$",
+        description="Of an object store: the server's address, such as http://minio:9000; by default AWS_ENDPOINT_URL, "
+        "or the vendor's own.",
+    )
     changed_files: Literal["flag", "read_again"] = Field(
         "flag",
         description="A file that was landed and has other bytes now: flag leaves it alone and says so; read_again "
         "reads it from its start, where events known by their id are duplicates (for logs rotated under one name).",
     )
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        if "://" not in self.path:
+            if self.endpoint is not None:
+                raise ValueError("endpoint has a meaning only with a path in an object store, such as s3://bucket/logs")
+        elif not _ADDRESS.fullmatch(self.path):
+            raise ValueError(
+                f"path {self.path!r} is no address of an object store; write s3://bucket/prefix, gs://bucket/prefix "
+                "or az://container/prefix"
+            )
+        return self
 
 
 class JsonLines(_Files):

@@ -85,7 +85,7 @@ class Input(Protocol):
         """Bytes or rows that are there now."""
         ...
 
-    def stamp(self) -> list[int] | None:
+    def stamp(self) -> Sequence[int | str] | None:
         """Stays the same as long as the input does; None where nothing cheap can tell that."""
         ...
 

@@ -27,7 +27,8 @@ from clawbill_pipeline.catalog.sources import OPENCLAW_SERVICES, OpenClawFleet
 from clawbill_pipeline.usage.events import Claims, Fault, instant
 from clawbill_pipeline.usage.inputs import Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import parse
-from clawbill_pipeline.usage.text import Text, text_file, uri_of
+from clawbill_pipeline.usage.stored import DiskFile, Kept, uri_of
+from clawbill_pipeline.usage.text import Text
 
 #: OpenClaw's own rule for tenant ids (its fleet host).
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
@@ -65,7 +66,7 @@ def fleet_inputs(source: OpenClawFleet, folder: Path) -> Iterator[Input]:
                 for path in sorted((agent / place).rglob("*.jsonl*")):
                     if path.is_file() and not path.name.endswith((".lock", ".tmp")) and ".trajectory." not in path.name:
                         # Re-reading is safe: ids never move to other usage. OpenClaw rewrites transcripts at times.
-                        made = text_file(path, uri_of(path, folder), format, read_again=True)
+                        made = Text(DiskFile(path, uri_of(path, folder)), format, read_again=True)
                         found.add(made.uri)
                         yield made
             database = agent / "agent" / DATABASE
@@ -105,7 +106,7 @@ class Transcript:
             raise Fault("not_an_object", "usage", "usage must be an object of token counts", self._tenant)
         time = record.get("timestamp") or message.get("timestamp")
         event_id = f"{self._agent}/{self._id(record, message, time)}"
-        dimensions = {"provider": message.get("provider"), "model": message.get("model")}
+        dimensions = {"provider": message.get("provider"), "model": message.get("model"), "agent": self._agent}
         claimed = []
         for service in OPENCLAW_SERVICES:
             count = usage.get(_FIELDS[service]) if service in _FIELDS else Decimal(1)
@@ -287,7 +288,7 @@ def _archives(database: Path, sessions_uri: str, format: Transcript) -> Iterator
                 query = f"SELECT rowid, archive_name, length(archive_blob) FROM {table} WHERE archive_blob IS NOT NULL"  # noqa: S608
                 for rowid, name, size in db.execute(query + " ORDER BY rowid").fetchall():
                     blob: Callable[[], io.BytesIO] = partial(_blob, database, table, rowid)
-                    yield Text(f"{sessions_uri}/{name}", format, blob, size=size, read_again=True)
+                    yield Text(Kept(f"{sessions_uri}/{name}", blob, size), format, read_again=True)
 
 
 def _blob(database: Path, table: str, rowid: int) -> io.BytesIO:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,8 +11,10 @@ import pyarrow.parquet as pq
 
 from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
 from clawbill_pipeline.usage.mapped import row_text
+from clawbill_pipeline.usage.stored import Stored
 
 _ROWS = 100_000
+_PIECE = 16 * 1024 * 1024
 
 
 class ParquetBlock(NamedTuple):
@@ -46,19 +46,16 @@ class ParquetBlock(NamedTuple):
 class Parquet:
     """A Parquet file as an input."""
 
-    def __init__(self, path: Path, uri: str, format: Format) -> None:
-        self._path = path
-        self.uri = uri
+    def __init__(self, stored: Stored, format: Format) -> None:
+        self._stored = stored
+        self.uri = stored.uri
         self.format = format
 
     def size(self) -> int:
-        return self._path.stat().st_size
+        return self._stored.size()
 
-    def stamp(self) -> list[int] | None:
-        stat = self._path.stat()
-        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
-            return None
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    def stamp(self) -> list[int | str] | None:
+        return self._stored.stamp()
 
     def line_at(self, number: int, offset: int) -> Line:
         for block in self._rows(b""):
@@ -81,13 +78,16 @@ class Parquet:
         yield from self._rows(digest)
 
     def _digest(self) -> bytes:
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.sha256()
+        with self._stored.open() as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        return digest.digest()
 
     def _rows(self, data: bytes) -> Iterator[ParquetBlock]:
         first = 0
         try:
-            with pq.ParquetFile(self._path) as file:
+            with pq.ParquetFile(self._stored.for_arrow()) as file:
                 for rows in file.iter_batches(_ROWS):
                     yield ParquetBlock(rows, first, data)
                     first, data = first + rows.num_rows, b""

@@ -1,9 +1,9 @@
-"""From a source of the catalogue to its inputs: which reader reads what, in which folder. No reading is done here."""
+"""From a source of the catalogue to its inputs: which reader reads what, and where it lies. No reading is done here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clawbill_pipeline.catalog.sources import (
@@ -11,13 +11,14 @@ from clawbill_pipeline.catalog.sources import (
     CloudEvents,
     Files,
     Http,
+    JsonLines,
     LiteLlm,
     OpenClawFleet,
-    Patterns,
     Source,
     SqlTable,
 )
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.object_store import ObjectFolder, is_address
 from clawbill_pipeline.usage.access_log import AccessLogLines
 from clawbill_pipeline.usage.ingested import PostedRequests
 from clawbill_pipeline.usage.inputs import Format, Input
@@ -26,7 +27,13 @@ from clawbill_pipeline.usage.mapped import Mapped, MappedCsv
 from clawbill_pipeline.usage.openclaw import fleet_inputs
 from clawbill_pipeline.usage.parquet import Parquet
 from clawbill_pipeline.usage.sql import TableRows
-from clawbill_pipeline.usage.text import COMPRESSED, text_file, uri_of
+from clawbill_pipeline.usage.stored import DiskFile, Stored, files, objects, uri_of
+from clawbill_pipeline.usage.text import Text
+
+#: Tries before an object store that is away is left to the next landing: some seconds.
+_TRIES = 5
+
+FileSource = JsonLines | CloudEvents | Files | LiteLlm | AccessLog
 
 
 def inputs(source: Source, folder: Path, ledger: Ledger | None = None) -> Iterator[Input]:
@@ -37,48 +44,49 @@ def inputs(source: Source, folder: Path, ledger: Ledger | None = None) -> Iterat
     if isinstance(source, Http):
         if ledger is not None:
             yield PostedRequests(source, ledger)
-        return
-    if isinstance(source, SqlTable):
+    elif isinstance(source, SqlTable):
         yield TableRows(source, os.environ)
-        return
-    root = folder / source.path
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}; correct `path` in the catalogue, or make it")
-    if isinstance(source, OpenClawFleet):
-        yield from fleet_inputs(source, root)
-        return
-    for path in files(root, source.pattern):
-        uri = uri_of(path, root)
-        if isinstance(source, AccessLog):
-            file = text_file(path, uri, JsonRecords(), json=False, read_again=source.changed_files == "read_again")
-            file.format = AccessLogLines(source, file.first_line)
-            yield file
-        elif isinstance(source, Files | LiteLlm):
-            yield _mapped_file(source, path, uri)
-        else:
-            format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
-            yield text_file(path, uri, format, read_again=source.changed_files == "read_again")
+    elif isinstance(source, OpenClawFleet):
+        yield from fleet_inputs(source, _folder(folder / source.path))
+    else:
+        for stored in _stored(source, folder):
+            yield _file(source, stored)
 
 
-def _mapped_file(source: Files | LiteLlm, path: Path, uri: str) -> Input:
-    kind, delimiter = (source.format, source.delimiter) if isinstance(source, Files) else ("auto", ",")
-    if kind == "auto":
-        plain = path.with_suffix("") if path.suffix in COMPRESSED else path
-        kind = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}.get(plain.suffix, "json")  # type: ignore[assignment]
-    if kind == "parquet":
-        return Parquet(path, uri, Mapped(source.mapping, uri))
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; correct `path` in the catalogue, or make it")
+    return path
+
+
+def _stored(source: FileSource, folder: Path) -> Sequence[Stored]:
+    if is_address(source.path):
+        return objects(ObjectFolder(source.path, endpoint=source.endpoint, tries=_TRIES), source.pattern)
+    root = _folder(folder / source.path)
+    return [DiskFile(path, uri_of(path, root)) for path in files(root, source.pattern)]
+
+
+def _file(source: FileSource, stored: Stored) -> Input:
     again = source.changed_files == "read_again"
+    if isinstance(source, AccessLog):
+        log = Text(stored, JsonRecords(), json=False, read_again=again)
+        log.format = AccessLogLines(source, log.first_line)
+        return log
+    if isinstance(source, Files | LiteLlm):
+        return _mapped_file(source, stored, again)
+    format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
+    return Text(stored, format, read_again=again)
+
+
+def _mapped_file(source: Files | LiteLlm, stored: Stored, again: bool) -> Input:
+    kind = source.format if isinstance(source, Files) else "auto"
+    if kind == "auto":
+        kind = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(stored.name.rpartition(".")[2], "json")  # type: ignore[assignment]
+    if kind == "parquet":
+        return Parquet(stored, Mapped(source.mapping, stored.uri))
     if kind == "json":
-        return text_file(path, uri, Mapped(source.mapping, uri), read_again=again)
-    file = text_file(path, uri, Mapped(source.mapping, uri), json=False, read_again=again)
-    file.format = MappedCsv(source.mapping, uri, file.first_line, delimiter)
+        return Text(stored, Mapped(source.mapping, stored.uri), read_again=again)
+    file = Text(stored, Mapped(source.mapping, stored.uri), json=False, read_again=again)
+    delimiter = source.delimiter if isinstance(source, Files) else ","
+    file.format = MappedCsv(source.mapping, stored.uri, file.first_line, delimiter)
     return file
-
-
-def files(root: Path, patterns: Patterns) -> list[Path]:
-    """The files below ``root`` whose names match a pattern with or without ``.gz`` or ``.zst`` behind, in order."""
-    globs = [patterns] if isinstance(patterns, str) else patterns
-    found = {
-        path for glob in globs for suffix in ("", *COMPRESSED) for path in root.glob(glob + suffix) if path.is_file()
-    }
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))

@@ -49,7 +49,7 @@ class TableRows:
     def size(self) -> int:
         return 0
 
-    def stamp(self) -> list[int] | None:
+    def stamp(self) -> None:
         return None
 
     def line_at(self, number: int, offset: int) -> Line:

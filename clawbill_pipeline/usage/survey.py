@@ -13,7 +13,8 @@ from clawbill_pipeline.catalog.sources import OPENCLAW_SERVICES, CloudEvents, Js
 from clawbill_pipeline.usage.events import SERVICE, TENANT, Claims, Fault, instant, quantity
 from clawbill_pipeline.usage.inputs import Format, Input, InputFault, Line
 from clawbill_pipeline.usage.json_formats import CLOUDEVENT_FIELDS
-from clawbill_pipeline.usage.sources import files, inputs
+from clawbill_pipeline.usage.sources import inputs
+from clawbill_pipeline.usage.stored import files
 
 #: Members of a record that say when, who, what or how much, and are no dimension.
 _OWN = frozenset({"event_id", "tenant_id", "service", "quantity", "timestamp", "dimensions"})

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import loads as parse_json
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from clawbill_pipeline.usage.events import Fault
 from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
+from clawbill_pipeline.usage.stored import Stored
 
 #: A longer line is set aside without being held in memory.
 LONGEST_LINE = 16 * 1024 * 1024
@@ -38,8 +36,10 @@ REST_SECONDS = 3600
 #: Bytes of an over-long line that are kept to be looked at.
 _KEPT = 4096
 
+#: Bytes read at a time where the first line is looked for.
+_FIRST = 64 * 1024
+
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,40 +110,21 @@ class TextBlock(NamedTuple):
 
 
 class Text:
-    """A text as an input. ``open`` gives its bytes, ``stat`` tells that they are unchanged, where anything can."""
+    """A text as an input. ``json``: its lines are JSON values, and a file named ``.json`` may be one document."""
 
-    def __init__(
-        self,
-        uri: str,
-        format: Format,
-        open: Callable[[], BinaryIO],
-        *,
-        stat: Callable[[], os.stat_result] | None = None,
-        size: int = 0,
-        document: bool = False,
-        json: bool = True,
-        read_again: bool = False,
-    ) -> None:
-        self.uri = uri
+    def __init__(self, stored: Stored, format: Format, *, json: bool = True, read_again: bool = False) -> None:
+        self.uri = stored.uri
         self.format = format
-        self._open = open
-        self._stat = stat
-        self._size = size
-        self._document = document
+        self._stored = stored
+        self._document = json and stored.name.endswith(".json")
         self._json = json
         self.read_again = read_again
 
     def size(self) -> int:
-        return self._stat().st_size if self._stat else self._size
+        return self._stored.size()
 
-    def stamp(self) -> list[int] | None:
-        if self._stat is None:
-            return [self._size]
-        stat = self._stat()
-        # A write within the clock tick of the last one would leave the times as they are: trust only older ones.
-        if time.time() - max(stat.st_mtime, stat.st_ctime) < 2:
-            return None
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    def stamp(self) -> list[int | str] | None:
+        return self._stored.stamp()
 
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[TextBlock]:
         newest = Position.parse(landed[-1].position) if landed else Position()
@@ -159,9 +140,11 @@ class Text:
 
     def first_line(self) -> bytes:
         """The text's first line: the names of a CSV file."""
+        data = b""
         with self._bytes() as (stream, _):
-            line: bytes = _read(stream, LONGEST_LINE).partition(b"\n")[0]
-            return line
+            while b"\n" not in data and len(data) < LONGEST_LINE and (piece := _read(stream, _FIRST)):
+                data += piece
+        return data.partition(b"\n")[0]
 
     def line_at(self, number: int, offset: int) -> Line:
         with self._bytes() as (stream, _):
@@ -178,7 +161,7 @@ class Text:
     @contextmanager
     def _bytes(self) -> Iterator[tuple[Any, bool]]:
         """The uncompressed bytes. Whatever breaks decompression is an InputFault."""
-        with self._open() as raw:
+        with self._stored.open() as raw:
             head = raw.read(4)
             raw.seek(0)
             compression = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
@@ -239,7 +222,7 @@ class Text:
         """The last line, which no line feed ends, or a document."""
         if not rest or rest.isspace():
             return
-        rested = self._stat is not None and time.time() - self._stat().st_mtime > REST_SECONDS
+        rested = self._stored.rested(REST_SECONDS)
         if finished or _is_json(rest) or (rested and not self._json):
             yield TextBlock.at(at, rest, kind)
             return
@@ -301,24 +284,3 @@ def _is_lines(document: bytes) -> bool:
     """Whether a ``.json`` file is JSON lines after all: its first line is a value, and there are more."""
     first, _, more = document.lstrip().partition(b"\n")
     return bool(more.strip()) and _is_json(first)
-
-
-def text_file(path: Path, uri: str, format: Format, *, json: bool = True, read_again: bool = False) -> Text:
-    """The file ``path`` as an input."""
-    name = path.name
-    for suffix in COMPRESSED:
-        name = name.removesuffix(suffix)
-    return Text(
-        uri,
-        format,
-        lambda: path.open("rb"),
-        stat=path.stat,
-        document=json and name.endswith(".json"),
-        json=json,
-        read_again=read_again,
-    )
-
-
-def uri_of(path: Path, folder: Path) -> str:
-    """A file's uri: its path below the source's folder. Bytes in names that are no text are shown escaped."""
-    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")

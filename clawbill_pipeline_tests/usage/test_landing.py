@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.usage import landing, reading, text
+from clawbill_pipeline.usage import landing, reading, stored, text
 from clawbill_pipeline_tests.usage.conftest import check, line, quantities, record
 
 
@@ -143,7 +143,7 @@ def test_a_change_in_the_middle_is_seen_whatever_size_and_times_say(place):
 def test_a_file_at_rest_is_not_opened_again(place, monkeypatch):
     file = place.logs / "a.jsonl"
     file.write_bytes(line("e1"))
-    monkeypatch.setattr(text.time, "time", lambda: file.stat().st_ctime + 60)
+    monkeypatch.setattr(stored.time, "time", lambda: file.stat().st_ctime + 60)
     place.land()
     file.chmod(0)
     monkeypatch.setattr(text.Text, "blocks", lambda *_, **__: pytest.fail("the file was read again"))
@@ -259,7 +259,7 @@ def test_bom_mixed_line_ends_and_empty_lines(place):
 
 
 def test_json_numbers_are_exact(place):
-    long = "12345678901234567890123456.123456789012"
+    long = "123456789012345678.123456789012"  # twice the digits that a double keeps
     raw = (
         line("number").replace(b": 3", b": " + long.encode())
         + line("text", quantity=long)
@@ -270,6 +270,22 @@ def test_json_numbers_are_exact(place):
     landed = place.land()
     assert quantities(place.events()) == {"number": Decimal(long), "text": Decimal(long), "small": Decimal("0.1")}
     assert landed.quarantined == 1
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few lines", "many lines"])
+def test_a_quantity_that_no_hour_could_add_up_is_set_aside(place, many):
+    """One event must not overflow an hour's sum and so stop everybody's metering."""
+    most = "999999999999999999.999999999999"
+    others = b"".join(line(f"o{number}") for number in range(100 * many))
+    (place.logs / "a.jsonl").write_bytes(
+        line("most", quantity=most) + others + line("too much").replace(b": 3", b": 1e18") + line("text", quantity="1e25")
+    )
+    landed = place.land()
+    assert (landed.events, quantities(place.events())["most"]) == (1 + 100 * many, Decimal(most))
+    assert [(row["reason"], row["field"], row["tenant_id"]) for row in place.quarantine()] == [
+        ("too_large", "quantity", "acme")
+    ] * 2
+    assert "Send it in a larger unit" in place.quarantine()[0]["detail"]
 
 
 def test_secrets_never_reach_quarantine(place):

@@ -17,6 +17,7 @@ from clawbill_pipeline.usage.inputs import InputFault
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
 from clawbill_pipeline.usage.openclaw import Transcript
 from clawbill_pipeline.usage.reading import Batch, Reader, batches
+from clawbill_pipeline.usage.stored import Kept
 from clawbill_pipeline.usage.text import Text
 from clawbill_pipeline_tests.usage.conftest import NOW, catalogue, record
 from clawbill_pipeline_tests.usage.test_landing import cloud_event
@@ -50,7 +51,7 @@ def pool():
 
 def read(data: bytes, format, pool, *, fast=True, document=False, finished=True) -> tuple[list[Batch], str]:
     """The batches of a text, and why it ended early."""
-    made = Text("a.jsonl", format, lambda: io.BytesIO(data), size=len(data), document=document)
+    made = Text(Kept("a.json" if document else "a.jsonl", lambda: io.BytesIO(data), len(data)), format)
     reader = Reader("logs", made, judge)
     if not fast:
         reader._bulk = None
@@ -104,11 +105,12 @@ records = st.fixed_dictionaries(
     optional={
         "event_id": texts | values,
         "tenant_id": st.sampled_from(["acme", "nobody", "no tenant", "a" * 64, "a" * 65]) | values,
-        "service": st.sampled_from(["api.calls", "credits", "tokens.input", "nothing"]) | values,
+        "service": st.sampled_from(["api.calls", "credits", "tokens.input", "users", "nothing"]) | values,
         "quantity": numbers | values,
         "timestamp": times | values,
         "provider": texts | values,
         "model": texts | values,
+        "user": texts | values,
         "specversion": st.sampled_from([None, "1.0", 1]),
         "dimensions": st.none() | st.dictionaries(st.sampled_from(["model", "provider"]), texts, max_size=2),
         "other": values,
@@ -117,13 +119,14 @@ records = st.fixed_dictionaries(
 good = st.builds(
     record,
     event_id=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
-    service=st.sampled_from(["api.calls", "credits", "messages", "tokens.output"]),
-    quantity=st.decimals(min_value=0, max_value=10**20, places=12).map(str) | st.integers(0, 10**20),
+    service=st.sampled_from(["api.calls", "credits", "messages", "tokens.output", "users"]),
+    quantity=st.decimals(min_value=0, max_value=10**18 - 1, places=12).map(str) | st.integers(0, 10**18 - 1),
     timestamp=st.datetimes(NOW.replace(day=1, tzinfo=None), NOW.replace(tzinfo=None)).map(
         lambda t: t.isoformat() + "Z"
     ),
     provider=st.sampled_from(["p", "a/b", "100%"]),
     model=st.sampled_from(["m:1", "m2"]),
+    user=st.sampled_from(["u1", "ü2"]),
 )
 spelled = st.sampled_from([{}, {"ensure_ascii": False}, {"separators": (",", ":")}])
 written = st.builds(
@@ -197,7 +200,7 @@ def test_a_file_that_grows_in_any_steps_gives_the_same_events(pool, good_records
     landed, found, size, reasons = [], [], 0, set()
     for step in [*steps, len(data)]:
         size = min(len(data), size + step)
-        made = Text("a.jsonl", formats["json"], lambda size=size: io.BytesIO(data[:size]))
+        made = Text(Kept("a.jsonl", lambda size=size: io.BytesIO(data[:size]), 0), formats["json"])
         try:
             for batch in batches(made, tuple(landed), Reader("logs", made, judge), pool, False):
                 landed.append(text_landing(len(landed), batch))
