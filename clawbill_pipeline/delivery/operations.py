@@ -21,7 +21,10 @@ class NotFound(LookupError):
 
 @dataclass(frozen=True)
 class Which:
-    """Records of the outbox: all conditions that are given hold. ``parked`` is a reason, or "any"."""
+    """Records of the outbox: all conditions that are given hold. ``parked`` is a reason, or "any".
+
+    A tenant's records are all that it has a part in: where tenants share a customer, a record is all of theirs.
+    """
 
     identifiers: tuple[str, ...] = ()
     tenant_id: str | None = None
@@ -145,7 +148,10 @@ def _conditions(which: Which) -> tuple[str, dict[str, Any]]:
         # An identifier begins with its window: that names the partition, and makes it a look-up by primary key.
         conditions.append("hour = ANY(CAST(:hours AS timestamptz[])) AND identifier = ANY(:identifiers)")
         given |= {"hours": [_hour(name) for name in which.identifiers], "identifiers": list(which.identifiers)}
-    for name in ("tenant_id", "service", "state"):
+    if which.tenant_id is not None:
+        conditions.append("(tenant_id = :tenant_id OR jsonb_exists(parts, :tenant_id))")
+        given["tenant_id"] = which.tenant_id
+    for name in ("service", "state"):
         if (value := getattr(which, name)) is not None:
             conditions.append(f"{name} = :{name}")
             given[name] = value

@@ -1,8 +1,8 @@
 """From rated usage to the outbox: which whole units each window sends, and the rows that say so. Sends nothing.
 
 A usage record is one per Stripe customer, meter and window: dimension sets, and tenants that share a customer, are
-summed. Rounding to whole units telescopes: what is planned for a period always sums to the rounded sum of what is
-rated for it (``whole_units``), so no remainder piles up hour by hour.
+summed; it keeps what each of those tenants has in it. Rounding to whole units telescopes: what is planned for a period
+always sums to the rounded sum of what is rated for it (``whole_units``), so no remainder piles up hour by hour.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -31,7 +31,7 @@ from clawbill_pipeline.delivery.backends import (
 )
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
-from clawbill_pipeline.money import EXACT, MICRO, rounded
+from clawbill_pipeline.money import EXACT, MICRO, rounded, total
 from clawbill_pipeline.results import Check
 
 _BATCH = 20_000
@@ -83,11 +83,11 @@ def whole_units(windows: Sequence[Window], period_exact: Decimal, period_units: 
     if not windows:
         return []
     with localcontext(EXACT):
-        exact = sum((window.exact for window in windows), ZERO)
-        others_exact = period_exact - sum((window.planned_exact for window in windows), ZERO)
-        others_units = period_units - sum((window.planned_units for window in windows), ZERO)
-        total = rounded(others_exact + exact, 0) - others_units
-        drift, count = total - exact, len(windows)
+        exact = total(window.exact for window in windows)
+        others_exact = period_exact - total(window.planned_exact for window in windows)
+        others_units = period_units - total(window.planned_units for window in windows)
+        whole = rounded(others_exact + exact, 0) - others_units
+        drift, count = whole - exact, len(windows)
         units, so_far, before = [], ZERO, ZERO
         for number, window in enumerate(windows, 1):
             so_far += window.exact
@@ -102,7 +102,7 @@ def _without_debts(windows: Sequence[Window], units: list[Decimal]) -> list[Deci
     """The same total, with what windows owe by rounding alone taken from those that got most above their usage."""
     debtors = [number for number, window in enumerate(windows) if units[number] < 0 <= window.exact]
     if debtors:
-        owed = -sum((units[number] for number in debtors), ZERO)
+        owed = -total(units[number] for number in debtors)
         for number in debtors:
             units[number] = ZERO
         for number in sorted(range(len(units)), key=lambda number: windows[number].exact - units[number]):
@@ -144,12 +144,16 @@ def plan(
         connection.execute(text(_WANTED), given)
         connection.execute(text(_CHANGED), given)
         waiting = connection.execute(text(_WAITING)).one()
+        connection.execute(text(_NEW_TOTALS))
         for rows in _batches(connection):
-            fresh = [record for group in rows for record in _records(connection, group, now, run_id)]
+            planned = [_records(connection, group, now, run_id) for group in rows]
+            fresh = [record for of_period in planned for record in of_period.records]
             copy_rows(connection, "usage_records", _COLUMNS, fresh)
+            copy_rows(connection, "new_totals", _TOTALS, (of_period.total for of_period in planned))
             records += len(fresh)
             corrections += sum(1 for record in fresh if record[_REVISION] > 1)
             parked += sum(1 for record in fresh if record[_PARKED] is not None)
+        connection.execute(text(_ADD_TOTALS))
     return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency)
 
 
@@ -167,7 +171,7 @@ JOIN stripe_items i USING (tenant_id, service) JOIN stripe_customers c USING (te
 ORDER BY 1
 """
 
-# What is rated now, in exact units of the meter.
+# What is rated now for each tenant, in exact units of the meter.
 _WANTED = """
 CREATE TEMPORARY TABLE wanted ON COMMIT DROP AS
 WITH sold AS (
@@ -180,8 +184,8 @@ WITH sold AS (
     FROM rated_usage WHERE hour >= :since AND hour < :until
     ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC
 )
-SELECT c.customer_id, i.meter, r.hour, r.window_start, min(r.period_start) AS period_start,
-    min(r.tenant_id) AS tenant_id, min(r.service) AS service, min(i.backend) AS backend,
+SELECT c.customer_id, i.meter, r.hour, r.window_start, r.tenant_id,
+    min(r.period_start) AS period_start, min(r.service) AS service, min(i.backend) AS backend,
     min(i.subscription_item_id) AS subscription_item_id,
     i.meter IS NULL OR sold.scale IS NULL AS unmapped, r.currency <> c.currency AS other_currency,
     sum(CASE WHEN sold.by_amount THEN r.amount ELSE r.quantity END * sold.scale) AS exact_units
@@ -189,50 +193,56 @@ FROM current r
 LEFT JOIN sold USING (service)
 LEFT JOIN stripe_items i USING (tenant_id, service)
 LEFT JOIN stripe_customers c USING (tenant_id)
-GROUP BY 1, 2, 3, 4, unmapped, other_currency
+GROUP BY c.customer_id, i.meter, r.hour, r.window_start, r.tenant_id, unmapped, other_currency
 """
 _WAITING = """
 SELECT count(*) FILTER (WHERE unmapped) AS unmapped, count(*) FILTER (WHERE other_currency) AS other_currency
 FROM wanted
 """
 
-# Windows whose exact units are not those of their newest planned revision, or whose rejected record a person wants to
-# try again. What was rejected or can't be sent has no effect, so a difference does not build on it.
+# Windows whose exact units, or whose tenants' parts, are not those of their newest planned revision, or whose rejected
+# record a person wants to try again. What was rejected or can't be sent has no effect, so a difference does not build
+# on it. Parts are there only where another tenant than the payer has some.
 _CHANGED = """
 CREATE TEMPORARY TABLE changed ON COMMIT DROP AS
 WITH newest AS (
     SELECT hour, customer_id, meter, window_start, max(revision) AS revision,
         (array_agg(exact_units ORDER BY revision DESC))[1] AS exact_units,
         (array_agg(units ORDER BY revision DESC))[1] AS units,
+        (array_agg(parts ORDER BY revision DESC))[1] AS parts,
         (array_agg(state = 'rejected' AND parked = 'replan' ORDER BY revision DESC))[1] AS again,
         sum(value) FILTER (WHERE state <> 'rejected' AND parked IS DISTINCT FROM :unsendable) AS sent
     FROM usage_records WHERE hour >= :since AND hour < :until
     GROUP BY hour, customer_id, meter, window_start
+), payers AS (
+    SELECT customer_id, tenant_id AS payer_id FROM stripe_customers
+    WHERE customer_id IN (SELECT customer_id FROM stripe_customers WHERE payer_id IS NOT NULL) AND payer_id IS NULL
+), summed AS (
+    SELECT customer_id, meter, hour, window_start, period_start, tenant_id, service, backend, subscription_item_id,
+        exact_units, CAST(NULL AS jsonb) AS parts
+    FROM wanted WHERE NOT unmapped AND NOT other_currency AND customer_id NOT IN (SELECT customer_id FROM payers)
+    UNION ALL
+    SELECT customer_id, meter, hour, window_start, min(period_start), payers.payer_id, min(service), min(backend),
+        min(subscription_item_id), sum(exact_units),
+        jsonb_object_agg(tenant_id, trim_scale(exact_units)::text)
+            FILTER (WHERE exact_units <> 0 AND tenant_id <> payers.payer_id)
+            || jsonb_build_object(payers.payer_id, trim_scale(
+                coalesce(sum(exact_units) FILTER (WHERE tenant_id = payers.payer_id), 0))::text)
+    FROM wanted JOIN payers USING (customer_id) WHERE NOT unmapped AND NOT other_currency
+    GROUP BY customer_id, meter, hour, window_start, payers.payer_id
 )
 SELECT w.hour, w.customer_id, w.meter, w.period_start, w.window_start, w.tenant_id, w.service, w.backend,
-    w.subscription_item_id,
+    w.subscription_item_id, w.parts::text AS parts,
     w.exact_units AS exact, coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
     coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent
-FROM wanted w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
-WHERE NOT w.unmapped AND NOT w.other_currency AND (w.exact_units <> coalesce(n.exact_units, 0) OR n.again)
+FROM summed w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
+WHERE w.exact_units <> coalesce(n.exact_units, 0) OR w.parts IS DISTINCT FROM n.parts OR n.again
 """
 
 # The changed windows with what is planned for their whole period, in an order in which a period's windows meet.
 _BY_PERIOD = """
-WITH touched AS MATERIALIZED (SELECT DISTINCT customer_id, meter, period_start FROM changed),
-newest AS (
-    SELECT DISTINCT ON (hour, customer_id, meter, window_start) customer_id, meter, period_start, exact_units, units
-    FROM usage_records
-    WHERE (customer_id, meter) IN (SELECT customer_id, meter FROM touched)
-      AND hour >= (SELECT min(period_start) - interval '1 hour' FROM touched)
-      AND hour < (SELECT max(period_start) + interval '32 days' FROM touched)
-    ORDER BY hour, customer_id, meter, window_start, revision DESC
-), totals AS (
-    SELECT customer_id, meter, period_start, sum(exact_units) AS exact, sum(units) AS units
-    FROM newest GROUP BY customer_id, meter, period_start
-)
-SELECT changed.*, coalesce(totals.exact, 0) AS period_exact, coalesce(totals.units, 0) AS period_units
-FROM changed LEFT JOIN totals USING (customer_id, meter, period_start)
+SELECT changed.*, coalesce(totals.exact_units, 0) AS period_exact, coalesce(totals.units, 0) AS period_units
+FROM changed LEFT JOIN planned_totals totals USING (customer_id, meter, period_start)
 ORDER BY customer_id, meter, period_start, window_start
 """
 
@@ -262,39 +272,62 @@ def _period(row: Any) -> tuple[Any, ...]:
 
 _COLUMNS = (
     "hour", "identifier", "tenant_id", "service", "customer_id", "meter", "backend", "window_start", "revision",
-    "units", "value", "exact_units", "period_start", "event_timestamp", "payload", "payload_sha256", "planned_at",
-    "run_id", "parked", "error",
+    "units", "value", "exact_units", "parts", "period_start", "event_timestamp", "payload", "payload_sha256",
+    "planned_at", "run_id", "parked", "error",
 )  # fmt: skip
 _REVISION, _PARKED = _COLUMNS.index("revision"), _COLUMNS.index("parked")
 
 
-def _records(connection: Connection, group: Sequence[Any], now: datetime, run_id: str) -> Iterator[tuple[Any, ...]]:
-    """Rows of ``usage_records`` for the changed windows of one customer, meter and period."""
+class _OfPeriod(NamedTuple):
+    """Rows of ``usage_records``, and what they add to the running total of their customer, meter and period."""
+
+    records: list[tuple[Any, ...]]
+    total: tuple[str, str, datetime, Decimal, Decimal]
+
+
+def _records(connection: Connection, group: Sequence[Any], now: datetime, run_id: str) -> _OfPeriod:
+    """What is written for the changed windows of one customer, meter and period."""
     units_of = _units(group)
-    if owed := -sum(min(units, ZERO) for row, units in zip(group, units_of, strict=True) if row.exact >= 0):
+    if owed := -total(min(units, ZERO) for row, units in zip(group, units_of, strict=True) if row.exact >= 0):
         # Rounding alone would make a window negative: windows that did not change give what is missing.
         group = [*group, *_lenders(connection, group, int(owed))]
         units_of = _units(group)
-    for row, units in zip(group, units_of, strict=True):
-        backend, revision = BACKENDS[row.backend], row.revision + 1
-        value = units if backend.absolute else units - row.sent
-        record = Record(
-            identifier=identifier(row.customer_id, row.meter, row.window_start, revision),
-            customer_id=row.customer_id,
-            subscription_item_id=row.subscription_item_id,
-            meter=row.meter,
-            value=value,
-            window_start=row.window_start,
-            revision=revision,
-        )
-        payload = canonical(backend.params(record))
-        event_timestamp = backend.event_timestamp(row.window_start, revision)
-        parked, error = _hindrance(backend, value, revision)
-        yield (
-            row.hour, record.identifier, row.tenant_id, row.service, row.customer_id, row.meter, row.backend,
-            row.window_start, revision, units, value, row.exact, row.period_start, event_timestamp,
-            payload, hashlib.sha256(payload.encode()).hexdigest(), now, run_id, parked, error,
-        )  # fmt: skip
+    records = [_record(row, units, now, run_id) for row, units in zip(group, units_of, strict=True)]
+    with localcontext(EXACT):
+        exact = total(row.exact - row.planned_exact for row in group)
+        whole = total(units - row.planned_units for row, units in zip(group, units_of, strict=True))
+    return _OfPeriod(records, (*_period(group[0]), exact, whole))
+
+
+def _record(row: Any, units: Decimal, now: datetime, run_id: str) -> tuple[Any, ...]:
+    backend, revision = BACKENDS[row.backend], row.revision + 1
+    value = units if backend.absolute else units - row.sent
+    record = Record(
+        identifier=identifier(row.customer_id, row.meter, row.window_start, revision),
+        customer_id=row.customer_id,
+        subscription_item_id=row.subscription_item_id,
+        meter=row.meter,
+        value=value,
+        window_start=row.window_start,
+        revision=revision,
+    )
+    payload = canonical(backend.params(record))
+    event_timestamp = backend.event_timestamp(row.window_start, revision)
+    parked, error = _hindrance(backend, value, revision)
+    return (
+        row.hour, record.identifier, row.tenant_id, row.service, row.customer_id, row.meter, row.backend,
+        row.window_start, revision, units, value, row.exact, row.parts, row.period_start, event_timestamp,
+        payload, hashlib.sha256(payload.encode()).hexdigest(), now, run_id, parked, error,
+    )  # fmt: skip
+
+
+_TOTALS = ("customer_id", "meter", "period_start", "exact_units", "units")
+_NEW_TOTALS = "CREATE TEMPORARY TABLE new_totals (LIKE planned_totals) ON COMMIT DROP"
+_ADD_TOTALS = """
+INSERT INTO planned_totals AS known SELECT * FROM new_totals
+ON CONFLICT (customer_id, meter, period_start) DO UPDATE
+SET exact_units = known.exact_units + excluded.exact_units, units = known.units + excluded.units
+"""
 
 
 def _units(group: Sequence[Any]) -> list[Decimal]:
@@ -318,11 +351,12 @@ def _lenders(connection: Connection, group: Sequence[Any], most: int) -> Sequenc
 _LENDERS = """
 WITH newest AS (
     SELECT DISTINCT ON (hour, window_start) hour, customer_id, meter, period_start, window_start, tenant_id, service,
-        backend, exact_units AS exact, revision, exact_units AS planned_exact, units AS planned_units, state, parked
+        backend, exact_units AS exact, revision, exact_units AS planned_exact, units AS planned_units,
+        parts::text AS parts, state, parked
     FROM usage_records
     WHERE customer_id = :customer_id AND meter = :meter
       AND hour >= CAST(:period_start AS timestamptz) - interval '1 hour'
-      AND hour < CAST(:period_start AS timestamptz) + interval '32 days'
+      AND hour < CAST(:period_start AS timestamptz) + interval '367 days'
     ORDER BY hour, window_start, revision DESC
 )
 SELECT newest.*, i.subscription_item_id,

@@ -55,7 +55,7 @@ def quantity_terms(price: Price, currency: str, decimals: int) -> dict[str, Any]
 
 
 def _refuse_extras(price: Price) -> None:
-    for name in ("discounts", "maximum", "minimum", "convert", "included", "increment", "flat_amount"):
+    for name in ("discounts", "maximum", "minimum", "convert", "included", "increment", "flat_amount", "prorate"):
         if getattr(price, name, None):
             raise _refusal(name, "a Stripe price has no such thing")
     if not price.charge_flat_on_zero and any(tier.flat_amount for tier in getattr(price, "tiers", ())[:1]):

@@ -118,7 +118,7 @@ def deliver(
     customers: Collection[str] | None = None,
     backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
 ) -> Delivered:
-    """Sends every record of the outbox that is due, once, and says what became of each; of ``customers`` alone if given.
+    """Sends every record of the outbox that is due, once, or of ``customers`` alone, and says what became of each.
 
     Several deliveries at once share the work: none sends a customer's meter while another one does. One customer's
     failure leaves everyone else's records flowing. Raises LedgerError when the database is away, SettingsError for a

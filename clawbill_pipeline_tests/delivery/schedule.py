@@ -13,6 +13,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from clawbill_pipeline.catalog import parse
 from clawbill_pipeline.clock import file_clock, set_file_clock
@@ -25,8 +26,10 @@ from clawbill_pipeline_tests.delivery.faults import Faulty
 from clawbill_pipeline_tests.delivery.world import CATALOG, HOUR, IMPATIENT, World
 
 SERVICES = ("tokens", "requests")
-TENANTS = ("acme", "globex", "initech")
-TEXT = CATALOG + "  initech: {rate_card: standard}\n"
+#: Each with a customer of its own, but for hooli, which shares initech's.
+PAYERS = {"acme": "acme", "globex": "globex", "initech": "initech", "hooli": "initech"}
+TENANTS = tuple(PAYERS)
+TEXT = CATALOG + "  initech: {rate_card: standard}\n  hooli: {rate_card: standard}\n"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
@@ -54,6 +57,8 @@ class Schedule:
         world.base = proxy.url
         proxy.target = world.sandbox.url
         self._set_clock(world.sandbox.now())
+        self._items: dict[str, list[tuple[str, ...]]] = {}
+        self._customers: dict[str, str] = {}
         self.hours = [self._now().replace(minute=0, second=0) - number * HOUR for number in range(4, 0, -1)]
         self._map(backend)
 
@@ -64,25 +69,33 @@ class Schedule:
         legacy = backend == "usage_record"
         names = {service: catalog.meter(service) for service in SERVICES}
         meters = {service: "" if legacy else account.meter(name, **window).id for service, name in names.items()}
-        for tenant in TENANTS:
+        for tenant in dict.fromkeys(PAYERS.values()):
             customer = account.customer()
-            self.world.execute(
-                "INSERT INTO stripe_customers VALUES (:tenant, :customer, 'sub', 'USD', false, now())",
-                tenant=tenant,
-                customer=customer,
-            )
             items = self._legacy_items(customer) if legacy else {name: f"si_{tenant}_{name}" for name in SERVICES}
-            for service, meter in meters.items():
-                self.world.execute(
-                    "INSERT INTO stripe_items VALUES "
-                    "(:tenant, :service, :item, 'price', :meter_id, :meter, :backend, now())",
-                    tenant=tenant,
-                    service=service,
-                    item=items[service],
-                    meter_id=meter,
-                    meter=names[service],
-                    backend=backend,
-                )
+            self._items[tenant] = [(name, items[name], meters[name], names[name], backend) for name in SERVICES]
+            self._customers[tenant] = customer
+            self.join(tenant)
+
+    def join(self, tenant: str) -> None:
+        """Maps ``tenant`` to its payer's customer and items."""
+        payer = PAYERS[tenant]
+        self.world.execute(
+            "INSERT INTO stripe_customers VALUES (:tenant, :customer, 'sub', 'USD', false, now(), :payer)",
+            tenant=tenant,
+            customer=self._customers[payer],
+            payer=payer if payer != tenant else None,
+        )
+        for service, item, meter_id, meter, backend in self._items[payer]:
+            self.world.execute(
+                "INSERT INTO stripe_items VALUES "
+                "(:tenant, :service, :item, 'price', :meter_id, :meter, :backend, now())",
+                tenant=tenant,
+                service=service,
+                item=item,
+                meter_id=meter_id,
+                meter=meter,
+                backend=backend,
+            )
 
     def _legacy_items(self, customer: str) -> dict[str, str]:
         """Items without a meter, open from the schedule's first hour until long after its last."""
@@ -109,7 +122,11 @@ class Schedule:
         set_file_clock(self.clock, datetime.fromtimestamp(at, UTC))
 
     def run(self) -> None:
-        for _ in range(self.random.randint(2, 4)):
+        turns = self.random.randint(2, 4)
+        joining = self.random.randrange(turns)
+        for turn in range(turns):
+            if turn == joining:
+                self.join("hooli")
             self._usage()
             self.proxy.chance(self.random.randrange(2**32), self.random.choice([0.0, 0.2, 0.5, 0.9]))
             self._workers()
@@ -161,7 +178,7 @@ class Schedule:
         raise AssertionError([(row.identifier, row.state, row.parked, row.error) for row in world.rows()])
 
     def check(self, *, forgetful: bool = False) -> None:
-        """Stripe's total equals the ledger for every tenant, service and hour, and what is planned what is rated.
+        """Stripe's total equals the ledger for every customer, service and hour, and each tenant's part what is rated.
 
         ``forgetful``: outcomes were undone after their commit, so that some stand in the audit trail twice.
         """
@@ -172,7 +189,7 @@ class Schedule:
             key = (row.tenant_id, row.service, row.window_start)
             expected[key], exact[key] = row.units, row.exact_units
         first, last = self.hours[0], self.hours[-1] + HOUR
-        for tenant in TENANTS:
+        for tenant in dict.fromkeys(PAYERS.values()):
             for service in SERVICES:
                 meter, customer = self.world.meter(service, tenant), self.world.customer(tenant)
                 span = (int(first.timestamp()), int(last.timestamp()))
@@ -188,9 +205,33 @@ class Schedule:
                     mine = [key for key in exact if key[:2] == (tenant, service) and self._period(key) == period]
                     total = sum((exact[key] for key in mine), Decimal(0))
                     assert sum((expected[key] for key in mine), Decimal(0)) == rounded(total, 0)
+        assert self._parts() == self._rated()
         audited = self.world.audited()
         assert sorted(set(audited) if forgetful else audited) == sorted(row.identifier for row in rows)
         assert self.proxy.most_a_lane <= 1 + self._killed_slack
+
+    def _parts(self) -> dict[tuple[str, str, datetime], Decimal]:
+        """Exact units that were planned, for whom they are."""
+        return self._summed("""
+            SELECT tenant_id, service, window_start, exact_units FROM (
+                SELECT *, max(revision) OVER (PARTITION BY customer_id, meter, window_start) AS newest
+                FROM usage_record_parts) parts
+            WHERE revision = newest""")
+
+    def _rated(self) -> dict[tuple[str, str, datetime], Decimal]:
+        """Exact units that are rated of mapped tenants."""
+        return self._summed("""
+            SELECT tenant_id, service, window_start, amount * CASE service WHEN 'tokens' THEN 1000000 ELSE 1000 END
+            FROM (SELECT DISTINCT ON (tenant_id, service, window_start, dimensions) * FROM rated_usage
+                  ORDER BY tenant_id, service, window_start, dimensions, revision DESC) newest
+            JOIN stripe_customers USING (tenant_id)""")
+
+    def _summed(self, query: str) -> dict[tuple[str, str, datetime], Decimal]:
+        found: dict[tuple[str, str, datetime], Decimal] = {}
+        with self.world.ledger.transaction() as connection:
+            for tenant, service, window, units in connection.execute(text(query)):
+                found[tenant, service, window] = found.get((tenant, service, window), Decimal(0)) + units
+        return {key: units for key, units in found.items() if units}
 
     #: A killed worker's last call may still be under way at Stripe when the next worker takes the lane.
     _killed_slack = 3

@@ -1,6 +1,7 @@
 """A machine that rates, plans, sends, fails, corrects, forgets and goes on, in any order that hypothesis thinks of.
 
-Whatever it did, in the end Stripe holds what is rated, rounded once a period.
+Whatever it did, in the end Stripe holds what is rated, rounded once a period. Two of the tenants share a customer; one
+of them joins on the way.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.money import rounded
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.delivery.faults import FAULTS, Faulty, faulty
-from clawbill_pipeline_tests.delivery.schedule import Schedule
+from clawbill_pipeline_tests.delivery.schedule import PAYERS, Schedule
 from clawbill_pipeline_tests.delivery.world import BACKENDS, HOUR, World
 from clawbill_pipeline_tests.sandbox.stripe.server import Sandbox
 
-tenants = st.sampled_from(["acme", "globex"])
+tenants = st.sampled_from(["acme", "initech", "hooli"])
 hours = st.integers(0, 3)
 amounts = st.one_of(st.decimals("0.0000001", 5, places=7), st.sampled_from([Decimal(0), Decimal("0.0000005")]))
 booking = st.tuples(tenants, hours, amounts)
@@ -41,6 +42,7 @@ def machine(backend: str, server: AnyServer, template: str, sandbox: Sandbox, pr
             self.world = World(Ledger(url), sandbox, sandbox.account())
             self.schedule = Schedule(0, backend, url, self.world, proxy, folder)
             self.rated: dict[tuple[str, int], Decimal] = {}
+            self.joined = False
 
         @rule(booked=st.lists(booking, min_size=1, max_size=6), planned=st.sampled_from(["all", "last", "not"]))
         def usage_is_rated(self, booked: list[tuple[str, int, Decimal]], planned: str) -> None:
@@ -79,6 +81,12 @@ def machine(backend: str, server: AnyServer, template: str, sandbox: Sandbox, pr
                 )
                 self.schedule._set_clock(sandbox.now() + hours_later * 3600)
 
+        @rule()
+        def a_tenant_joins_anothers_customer(self) -> None:
+            if not self.joined:
+                self.schedule.join("hooli")
+                self.joined = True
+
         @rule(tenant=tenants)
         def somebody_parks(self, tenant: str) -> None:
             which = Which(tenant_id=tenant)
@@ -101,11 +109,12 @@ def machine(backend: str, server: AnyServer, template: str, sandbox: Sandbox, pr
                 return
             try:
                 self.somebody_retries()
+                self.a_tenant_joins_anothers_customer()
                 self.schedule._recover()
                 self.schedule.check(forgetful=True)
-                for tenant in ("acme", "globex"):
-                    total = sum((value for key, value in self.rated.items() if key[0] == tenant), Decimal(0))
-                    assert self._planned(tenant) == rounded(total * 1_000_000, 0)
+                for payer in ("acme", "initech"):
+                    total = sum((value for key, value in self.rated.items() if PAYERS[key[0]] == payer), Decimal(0))
+                    assert self._planned(payer) == rounded(total * 1_000_000, 0)
             finally:
                 self.world.ledger.dispose()
                 self.database.__exit__(None, None, None)
