@@ -7,15 +7,12 @@ from typing import TypedDict
 
 import dagster as dg
 
-from clawbill_pipeline.defs.environment import catalog_at_load
-from clawbill_pipeline.settings import Settings
+from clawbill_pipeline.defs.environment import catalog_at_load, settings
 
 _start = catalog_at_load().start
 
 #: Half-open UTC hours since the catalogue's start. On a clock of its own, the hour that still runs can be billed too.
-hours = dg.HourlyPartitionsDefinition(
-    start_date=_start, fmt="%Y-%m-%d-%H:%M", end_offset=1 if Settings.from_env().clock else 0
-)
+hours = dg.HourlyPartitionsDefinition(start_date=_start, fmt="%Y-%m-%d-%H:%M", end_offset=1 if settings().clock else 0)
 #: Billing periods by the month (in the tenant's own zone) in which they start; one tenant, one period a month.
 #: Begins a month early: the period that holds the first hour may have started then.
 periods = dg.MonthlyPartitionsDefinition(

@@ -12,6 +12,7 @@ import dagster as dg
 
 from clawbill_pipeline.catalog import load
 from clawbill_pipeline.clock import Clock, clock_of
+from clawbill_pipeline.defs import environment
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.openclaw import OpenClaw
@@ -21,11 +22,11 @@ from clawbill_pipeline.stripe_api import StripeApi
 
 def _made(make: Callable[[Settings], object], description: str) -> dg.ResourceDefinition:
     # Settings are read when a run starts, so a changed environment needs no new code location.
-    return dg.ResourceDefinition(lambda _: make(Settings.from_env()), description=description)
+    return dg.ResourceDefinition(lambda _: make(environment.settings()), description=description)
 
 
 def _ledger(_: dg.InitResourceContext) -> Iterator[Ledger]:
-    ledger = Ledger(Settings.from_env().need_database())
+    ledger = Ledger(environment.settings().need_database())
     try:
         yield ledger
     finally:

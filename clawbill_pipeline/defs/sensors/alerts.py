@@ -12,9 +12,9 @@ from clawbill_pipeline.settings import Settings
 
 
 def owners_of(repository: dg.RepositoryDefinition) -> Owners:
-    """The owners of every asset, as the definitions have them."""
+    """The owners of every asset, as the definitions have them, by the last part of its key: the name it has here."""
     graph = repository.asset_graph
-    return {key.to_user_string(): frozenset(graph.get(key).owners) for key in graph.get_all_asset_keys()}
+    return {key.path[-1]: frozenset(graph.get(key).owners) for key in graph.get_all_asset_keys()}
 
 
 @dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING, name="alerts")

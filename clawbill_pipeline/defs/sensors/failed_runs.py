@@ -21,8 +21,10 @@ NO_ASSET = "run"
 def failure(context: dg.RunFailureSensorContext) -> Matter:
     """The failed run as a matter of the assets whose steps failed, else of all that it was to make."""
     run = context.dagster_run
-    failed = [event.step_key for event in context.get_step_failure_events() if event.step_key]
-    planned = sorted(key.to_user_string() for key in run.asset_selection or ())
+    # An asset's step is called like its key, whose parts are joined by two underscores.
+    steps = [event.step_key for event in context.get_step_failure_events() if event.step_key]
+    failed = [step.rpartition("__")[2] for step in steps]
+    planned = sorted(key.path[-1] for key in run.asset_selection or ())
     partition = run.tags.get("dagster/partition") or "…".join(
         run.tags[tag] for tag in ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
         if tag in run.tags
