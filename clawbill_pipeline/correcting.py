@@ -1,11 +1,13 @@
 """Sets breaks right that have a safe remedy: what may be done, by whom, and the stations that do it, in order.
 
 ``decide`` is pure. Every action is written to the audit trail before it begins (``correction.begun``), names its break
-and who allowed it, and is proved by the next reconciliation, which closes the break (``correction.proved``).
+and who allowed it, and is proved by the next reconciliation, which closes the break (``correction.proved``). A person
+approves in the call, or beforehand (``correction.approved``) in the finance pages.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +64,8 @@ class NotCorrectable(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class OpenBreak:
-    """An open break with a remedy. ``begun``: corrections before; ``by_hand``: a person set its records aside."""
+    """An open break with a remedy. ``begun``: corrections before; ``by_hand``: a person set its records aside;
+    ``approved_by``: who approved its correction beforehand, as it stands now."""
 
     id: int
     period: str
@@ -75,6 +78,7 @@ class OpenBreak:
     amount: Decimal
     begun: int = 0
     by_hand: bool = False
+    approved_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,17 @@ class Action:
         at = f"{self.hour:%Y-%m-%dT%H:%MZ}"
         first = self.breaks[0]
         return at if self.remedy in _WHOLE_HOUR else f"{first.tenant_id} {first.service} {at}"
+
+    @property
+    def mark(self) -> str:
+        """Changes with what is to be done, the breaks it is for, and what they come to."""
+        breaks = sorted((each.id, plain(each.quantity), plain(each.amount)) for each in self.breaks)
+        return hashlib.sha256(json.dumps([self.remedy, self.place, breaks]).encode()).hexdigest()
+
+    @property
+    def worth(self) -> Decimal:
+        """The largest of its sums in a currency, to sort by."""
+        return max((amount for _, amount in _sums(self.breaks)), default=Decimal(0))
 
     @property
     def amounts(self) -> str:
@@ -148,9 +163,10 @@ def _place(found: OpenBreak) -> tuple[Any, ...]:
 
 
 def _judged(action: Action, limits: Correcting, approved: Collection[int]) -> Action:
-    alone = [each for each in action.breaks if each.id not in approved]
+    alone = [each for each in action.breaks if each.id not in approved and each.approved_by is None]
     if not alone:
-        return replace(action, verdict="approved", why="every break of it is approved")
+        names = sorted({each.approved_by for each in action.breaks if each.approved_by})
+        return replace(action, verdict="approved", why=" ".join(["every break of it is approved", *names]))
     if action.remedy == "propose":
         return replace(action, verdict="automatic", why="a proposal waits for a person itself")
     if any(each.by_hand for each in alone):
@@ -197,10 +213,17 @@ def _planned(connection: Connection, catalog: Catalog, approved: Collection[int]
 
 
 # Without its hour nothing can be sent again. What waits for Stripe, or for an invoice, is not ours to hurry.
+# An approval is good for one attempt, and for the amount that was seen.
 _OPEN = text("""
+WITH begun AS (
+  SELECT subject, count(*) AS times, max(id) AS last FROM audit_trail WHERE kind = 'correction.begun' GROUP BY subject),
+approved AS (
+  SELECT DISTINCT ON (subject) subject, id, detail FROM audit_trail WHERE kind = 'correction.approved'
+  ORDER BY subject, id DESC)
 SELECT b.id, b.period, b.tenant_id, b.service, b.hour, b.cause, b.currency, b.quantity, b.amount,
-  (SELECT count(*) FROM audit_trail a
-   WHERE a.kind = 'correction.begun' AND a.subject = 'break ' || b.id) AS begun,
+  coalesce(begun.times, 0) AS begun,
+  CASE WHEN approved.id > coalesce(begun.last, 0) AND CAST(approved.detail ->> 'amount' AS numeric) = b.amount
+    AND CAST(approved.detail ->> 'quantity' AS numeric) = b.quantity THEN approved.detail ->> 'by' END AS approved_by,
   b.cause = 'parked' AND EXISTS (
     SELECT FROM usage_records u
     WHERE u.hour = b.hour AND u.tenant_id = b.tenant_id AND u.service = b.service AND u.parked IS NOT NULL
@@ -209,10 +232,33 @@ SELECT b.id, b.period, b.tenant_id, b.service, b.hour, b.cause, b.currency, b.qu
         WHERE a.subject = u.identifier AND a.kind IN ('usage_record.parked', 'usage_record.retried')
         ORDER BY a.id DESC LIMIT 1)) AS by_hand
 FROM breaks b
+LEFT JOIN begun ON begun.subject = 'break ' || b.id LEFT JOIN approved ON approved.subject = 'break ' || b.id
 WHERE b.closed_at IS NULL AND b.cause = ANY(:causes) AND (CAST(:period AS text) IS NULL OR b.period = :period)
   AND (b.cause = 'late_after_finalisation' OR b.hour IS NOT NULL) AND (b.cause <> 'pending' OR b.step = 'rated_sent')
 ORDER BY b.id
 """)
+
+
+# --- a person's word --------------------------------------------------------------------------------------------------
+
+
+def allow(ledger: Ledger, catalog: Catalog, action: Action, *, why: str, by: str, now: datetime) -> None:
+    """Approves ``action`` as it was seen; the next ``correct`` carries it out.
+
+    Raises NotCorrectable where it does not wait any more, or is for other breaks or amounts by now.
+    """
+    with ledger.transaction() as connection:
+        lock(connection, "correcting")
+        waiting = {each.mark: each for each in _planned(connection, catalog, (), None) if each.verdict == "waits"}
+        if action.mark not in waiting:
+            raise NotCorrectable("this correction changed or was begun meanwhile; look at it again")
+        _note(connection, "correction.approved", waiting[action.mark], now, by=by, approval=why)
+
+
+def newest_approval(ledger: Ledger) -> int:
+    """The number of the newest approval in the audit trail; 0 where there is none."""
+    with ledger.transaction() as connection:
+        return int(connection.scalar(text("SELECT max(id) FROM audit_trail WHERE kind = 'correction.approved'")) or 0)
 
 
 # --- doing ------------------------------------------------------------------------------------------------------------
@@ -321,6 +367,7 @@ def _note(connection: Connection, kind: str, action: Action, now: datetime, **mo
             "detail": json.dumps(
                 {
                     "break": each.id, "cause": each.cause, "amount": plain(each.amount), "currency": each.currency,
+                    "quantity": plain(each.quantity), "approved_by": each.approved_by,
                     "remedy": action.remedy, "place": action.place, "verdict": action.verdict, "why": action.why,
                     **more,
                 }

@@ -11,8 +11,10 @@ from pydantic import SecretStr
 
 from clawbill_pipeline.cli import cli
 from clawbill_pipeline.clock import set_file_clock
+from clawbill_pipeline.correcting import NotCorrectable, allow, planned
 from clawbill_pipeline.definitions import build_definitions
 from clawbill_pipeline.defs.sensors.after_reconciliation import after_reconciliation
+from clawbill_pipeline.defs.sensors.approved_corrections import approved_corrections
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline_tests.correcting.works import Works, rated
@@ -100,3 +102,39 @@ def test_the_job_runs_after_a_reconciliation_and_takes_approvals(works: Works) -
     with dg.DagsterInstance.ephemeral() as instance:
         assert job.execute_in_process(instance=instance).success
     assert world.held("acme", "tokens") == 12_500_000
+
+
+def test_what_was_approved_in_the_finance_pages_is_carried_out(works: Works) -> None:
+    world = works.world
+    definitions = build_definitions(
+        {
+            "catalog": world.catalog, "ledger": works.ledger, "lake": works.lake, "stripe": world.api,
+            "openclaw": OpenClaw("http://127.0.0.1:1", SecretStr("none")),
+            "clock": dg.ResourceDefinition.hardcoded_resource(works.now),
+        }
+    )  # fmt: skip
+    job = definitions.resolve_job_def("corrective_delivery")
+
+    def tick(cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+        answer = approved_corrections(dg.build_sensor_context(cursor=cursor), ledger=works.ledger)
+        assert isinstance(answer, dg.SensorResult | dg.SkipReason)
+        return answer
+
+    found = works.reconcile()
+    assert isinstance(tick(None), dg.SkipReason)
+    (action,) = planned(works.ledger, world.catalog)
+    assert action.verdict == "waits"
+    allow(works.ledger, world.catalog, action, why="seen", by="anna (web)", now=works.now())
+    with pytest.raises(NotCorrectable, match="look at it again"):
+        allow(works.ledger, world.catalog, action, why="seen", by="anna (web)", now=works.now())
+    asked = tick(None)
+    assert isinstance(asked, dg.SensorResult)
+    assert len(asked.run_requests or ()) == 1
+    assert isinstance(tick(asked.cursor), dg.SkipReason)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert job.execute_in_process(instance=instance).success
+    assert world.held("acme", "tokens") == 12_000_000
+    trail = works.trail(found["not_sent", "acme", T0])
+    assert [row.kind for row in trail] == ["correction.approved", "correction.begun", "correction.done"]
+    assert [trail[0].detail["by"], trail[1].detail["approved_by"]] == ["anna (web)"] * 2
+    assert works.reconcile() == {}

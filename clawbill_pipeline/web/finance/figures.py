@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import psycopg
@@ -24,6 +24,7 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.adjustment_log import Standing, read_standings
 from clawbill_pipeline.ledger.causes import CAUSES, NO_FAULT, STEPS
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.money import EXACT, invoice_amount, total
@@ -32,6 +33,7 @@ from clawbill_pipeline.reporting.report import Bar, Break, Day, Report
 ZERO = Decimal(0)
 Rows = Sequence[Row[*tuple[Any, ...]]]
 Seen = tuple[str, ...] | None
+T = TypeVar("T")
 
 #: Rows of a page of a long list.
 PAGE = 50
@@ -513,7 +515,8 @@ def invoice(connection: Connection, catalog: Catalog, invoice_id: str, seen: See
         text(
             "SELECT at, kind, subject, detail FROM audit_trail WHERE (subject = :id AND kind IN"
             " ('close.compared', 'close.hold', 'close.release', 'close.done')) OR (kind IN"
-            " ('adjustment.proposed', 'adjustment.accepted', 'adjustment.rejected')"
+            " ('adjustment.proposed', 'adjustment.accepted', 'adjustment.rejected', 'adjustment.sending',"
+            " 'adjustment.done', 'adjustment.refused', 'adjustment.undone')"
             " AND detail ->> 'invoice_id' = :id) ORDER BY id DESC LIMIT 50"
         ),
         given,
@@ -580,7 +583,8 @@ GROUP BY 1, 2, 3 ORDER BY abs(sum(l.amount - coalesce(b.amount, 0))) DESC, 1, 2,
 _DECISIONS = f"""
 SELECT at, kind, tenant_id, subject, detail FROM audit_trail
 WHERE at >= :since AND {_seen()}
-  AND kind IN ('close.hold', 'close.release', 'adjustment.proposed', 'adjustment.accepted', 'adjustment.rejected')
+  AND kind IN ('close.hold', 'close.release', 'adjustment.proposed', 'adjustment.accepted', 'adjustment.rejected',
+    'adjustment.done', 'adjustment.refused', 'adjustment.undone', 'correction.approved')
 ORDER BY id DESC LIMIT :most"""
 
 
@@ -604,25 +608,35 @@ def drafts(connection: Connection, seen: Seen, page: int = 1) -> tuple[Rows, int
     return rows, rows[0].every if rows else 0
 
 
-def adjustments(connection: Connection, seen: Seen, page: int = 1) -> tuple[Rows, int]:
-    """A page of the adjustments that nobody has decided on, largest first; and how many there are."""
-    query = f"""
-        WITH last AS (
-          SELECT DISTINCT ON (subject) id, at, kind, tenant_id, subject, detail FROM audit_trail
-          WHERE kind IN ('adjustment.proposed', 'adjustment.accepted', 'adjustment.rejected') AND {_seen()}
-          ORDER BY subject, id DESC)
-        SELECT *, CAST(detail ->> 'amount' AS numeric) AS amount, CAST(detail ->> 'units' AS numeric) AS units,
-          count(*) OVER () AS every
-        FROM last WHERE kind = 'adjustment.proposed' AND CAST(detail ->> 'units' AS numeric) <> 0
-        ORDER BY abs(CAST(detail ->> 'amount' AS numeric)) DESC, id LIMIT :most OFFSET :skip"""
-    given = {"seen": _array(seen), "most": PAGE, "skip": (page - 1) * PAGE}
-    rows = connection.execute(text(query), given).all()
-    return rows, rows[0].every if rows else 0
+@dataclass(frozen=True)
+class Adjustments:
+    """A page of the adjustments that wait for a person or for Stripe, how many there are, and the newest others."""
+
+    waiting: tuple[Standing, ...]
+    count: int
+    decided: tuple[Standing, ...]
+
+
+def adjustments(connection: Connection, seen: Seen, page: int = 1) -> Adjustments:
+    """The adjustments, those that wait by how much they come to, the largest first."""
+    known = [each for each in read_standings(connection) if seen is None or each.tenant_id in seen]
+    waiting = [each for each in known if each.state in ("open", "refused", "accepted", "sending", "undoing")]
+    waiting.sort(key=lambda each: (-each.amount.copy_abs(), each.proposal))
+    decided = sorted(
+        (each for each in known if each.state in ("done", "undone", "rejected")), key=lambda each: -each.steps[-1].id
+    )
+    return Adjustments(tuple(of_page(waiting, page)), len(waiting), tuple(decided[:PAGE]))
+
+
+def of_page(rows: Sequence[T], page: int) -> Sequence[T]:
+    """The rows of a page of a list that is all here."""
+    return rows[(page - 1) * PAGE : page * PAGE]
 
 
 #: What of the audit trail is about people.
 ACTIVITY = (
-    "web.signed_in", "report.downloaded", "close.hold", "close.release", "adjustment.accepted", "adjustment.rejected"
+    "web.signed_in", "report.downloaded", "close.hold", "close.release", "adjustment.accepted", "adjustment.rejected",
+    "adjustment.undone", "correction.approved",
 )  # fmt: skip
 
 

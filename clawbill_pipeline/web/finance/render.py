@@ -32,8 +32,31 @@ _HEADERS = {
 SAID = {
     "done": "Done.",
     "waits": "Decided. Stripe did not take it yet, and is told again by the next close.",
-    "accepted": "Adjustment accepted.",
+    "accepted": "Adjustment accepted; Stripe has it.",
     "rejected": "Adjustment rejected.",
+    "undone": "Adjustment undone.",
+    "sending": "Decided. Stripe's answer is not known yet; it is asked again by itself.",
+    "refused": "Decided, but Stripe refused. Its words are below.",
+    "approved": "Correction approved; it is made within minutes.",
+}
+
+#: How an adjustment stands, and what a correction does.
+STATES = {
+    "accepted": "accepted, and not sent to Stripe yet",
+    "sending": "accepted; Stripe's answer is not known yet",
+    "refused": "Stripe refused it",
+    "undoing": "being taken back; Stripe's answer is not known yet",
+    "done": "done at Stripe",
+    "undone": "taken back",
+    "rejected": "let go",
+}
+REMEDIES = {
+    "meter": "Meter, rate and send an hour again",
+    "rate": "Rate and send an hour again",
+    "plan": "Send what is rated in an hour",
+    "redeliver": "Send usage records again",
+    "resend": "Send lost usage again",
+    "propose": "Propose adjustments",
 }
 
 
@@ -69,6 +92,8 @@ _env.globals |= {
     "CAUSES": CAUSES,
     "SAID": SAID,
     "STEPS": STEPS,
+    "REMEDIES": REMEDIES,
+    "STATES": STATES,
     "style": hashlib.sha256(_STYLE).hexdigest()[:12],
     "visit": None,
     "period": None,

@@ -36,6 +36,7 @@ def finance_routes(settings: Settings, ledger: Ledger) -> list[Route]:
     decided: dict[str, Handler] = {
         "/invoices/{invoice_id}/decision": approvals.decide_invoice,
         "/adjustments/decision": approvals.decide_adjustment,
+        "/corrections/decision": approvals.decide_correction,
     }
     return [
         *(Route(path, door.guarded(handler), methods=["GET"]) for path, handler in shown.items()),

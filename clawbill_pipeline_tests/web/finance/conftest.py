@@ -38,13 +38,15 @@ def accounts() -> dict[str, User]:
 
 @dataclass
 class Office:
-    """The served pages. ``draft`` is the id of acme's draft at the stand-in, where there is one."""
+    """The served pages. At the stand-in, where there is one: ``draft`` is acme's draft, ``globex`` that tenant's
+    customer."""
 
     month: Month
     settings: Settings
     address: str
     account: Account | None = None
     draft: str | None = None
+    globex: str | None = None
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, name: str | None = None, password: str = PASSWORD) -> httpx.Client:
@@ -59,6 +61,13 @@ class Office:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+
+    @property
+    def items(self) -> list[tuple[int, str]]:
+        """``(minor units, proposal)`` of globex's invoice items at the stand-in."""
+        assert self.account is not None
+        listed = self.account.v1.invoice_items.list({"customer": str(self.globex)}).data
+        return [(item.amount, item.metadata["clawbill_adjustment"]) for item in listed]
 
     def trail(self, kind: str) -> list[tuple[str, str | None, dict[str, object]]]:
         """``(subject, tenant, detail)`` of the rows of the audit trail of a kind."""
@@ -151,13 +160,15 @@ def closing(
         " period_start, period_end, '', object FROM invoice_lines WHERE line_id = 'il_acme_tokens_final'",
         id=draft.id,
     )
+    globex = account.customer()
+    month.run("UPDATE stripe_customers SET customer_id = :c WHERE tenant_id = 'globex'", c=globex)
     write_users(settings.users_file, accounts)
     render(month.ledger, month.catalog, period=PERIOD, folder=settings.reports_root, now=NOW, run_id="test")
     propose(month)
     at_stripe = {"stripe_key": SecretStr(account.key), "stripe_api_base": account.sandbox.url}
     app = create_app(settings.model_copy(update=at_stripe), Ledger(settings.need_database()), live=False)
     with served(app) as address:
-        yield from opened(Office(month, settings, address, account, draft.id))
+        yield from opened(Office(month, settings, address, account, draft.id, globex))
 
 
 def opened(office: Office) -> Iterator[Office]:

@@ -85,7 +85,8 @@ def test_a_person_of_finance_at_work(chromium: playwright.Browser, closing: Offi
     asked = page.locator("article", has_text="in_globex")
     asked.get_by_label("Why").fill("checked with the tenant")
     asked.get_by_role("button", name="Accept").click()
-    assert page.get_by_role("status").inner_text() == "Adjustment accepted."
+    assert page.get_by_role("status").inner_text() == "Adjustment accepted; Stripe has it."
+    assert [amount for amount, _ in closing.items] == [75]
     assert [said["by"] for _, _, said in closing.trail("adjustment.accepted")] == ["anna (web)"]
 
     page.goto(f"/periods/{PERIOD}/reports")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from starlette.routing import Route
 
 from clawbill_pipeline.cli import cli
+from clawbill_pipeline.correcting import planned
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.app import create_app
@@ -26,6 +27,7 @@ from clawbill_pipeline_tests.web.finance.test_pages import PAGES
 from clawbill_pipeline_tests.web.serving import served
 
 DOWNLOADS = [f"/reports/{PERIOD}/{name}" for name in ("diff_report.xlsx", "diff_report.html", "breaks.csv")]
+DECISIONS = ["/invoices/in_acme/decision", "/adjustments/decision", "/corrections/decision"]
 #: Addresses that need no sign-in, for they show nothing of anybody.
 OPEN = {"/sign-in", "/sign-out", "/static/finance.css"}
 
@@ -37,7 +39,15 @@ def test_every_address_is_tried_below(settings: Settings, ledger_url: str) -> No
 
     def matches(path: str) -> bool:
         pattern = re.sub(r"\{[^}]+\}", "[^?]+", path)
-        tried = [*PAGES, *DOWNLOADS, "/", "/periods", "/invoices/x/decision", "/adjustments/decision"]
+        tried = [
+            *PAGES,
+            *DOWNLOADS,
+            "/",
+            "/periods",
+            "/invoices/x/decision",
+            "/adjustments/decision",
+            "/corrections/decision",
+        ]
         return any(re.fullmatch(pattern, address.partition("?")[0]) for address in tried)
 
     assert {path for path in routes - OPEN if not matches(path)} == set()
@@ -50,7 +60,7 @@ def test_nothing_without_sign_in(office: Office) -> None:
         assert answer.status_code == 303, path
         assert answer.headers["Location"].startswith("/sign-in?next="), path
         assert answer.content == b""
-    for path in ("/invoices/in_acme/decision", "/adjustments/decision"):
+    for path in DECISIONS:
         assert client.post(path, data={"action": "release", "why": "x"}).status_code == 401
     assert office.trail("report.downloaded") == office.trail("close.release") == []
 
@@ -152,7 +162,7 @@ def test_only_finance_decides(closing: Office, name: str) -> None:
         assert page.status_code == 200
         assert 'name="action"' not in page.text
     token = token_of(page)
-    for path in (f"/invoices/{closing.draft}/decision", "/adjustments/decision"):
+    for path in (f"/invoices/{closing.draft}/decision", *DECISIONS[1:]):
         answer = client.post(path, data={"token": token, "action": "hold", "why": "because"})
         assert (answer.status_code, "Only the role finance" in answer.text) == (403, True)
     assert closing.trail("close.hold") == []
@@ -259,23 +269,102 @@ def test_hold_and_release_reach_stripe_and_the_audit_trail(closing: Office) -> N
     assert (final.status_code, "not a tenant" in final.text) == (409, True)
 
 
-def test_an_adjustment_is_decided_once(office: Office) -> None:
-    client = office.client("anna")
-    page = client.get("/approvals")
-    subject = "in_globex/tokens/2026-10-01T00:00:00Z"
+SUBJECT = "in_globex/tokens/2026-10-01T00:00:00Z"
+
+
+def asked(page: httpx.Response, subject: str = SUBJECT) -> dict[str, str]:
+    """The form of an adjustment, with a reason."""
     found = re.search(rf'value="{re.escape(subject)}"><input type="hidden" name="proposal" value="(\d+)"', page.text)
-    assert found
-    form = {"token": token_of(page), "subject": subject, "proposal": found[1], "why": "checked", "action": "accepted"}
-    stale = client.post("/adjustments/decision", data=form | {"proposal": "0"})
-    assert stale.status_code == 409
-    assert client.post("/adjustments/decision", data=form).status_code == 303
-    ((_, tenant, said),) = office.trail("adjustment.accepted")
+    assert found, page.text
+    return {"token": token_of(page), "subject": subject, "proposal": found[1], "why": "checked"}
+
+
+def test_an_accepted_adjustment_is_billed_once_and_can_be_taken_back(closing: Office) -> None:
+    client = closing.client("anna")
+    form = asked(client.get("/approvals"))
+    stale = client.post("/adjustments/decision", data=form | {"proposal": "0", "action": "accepted"})
+    assert stale.status_code == 404
+    answer = client.post("/adjustments/decision", data=form | {"action": "accepted"})
+    assert answer.headers["Location"] == "/approvals?said=accepted"
+    assert closing.items == [(75, form["proposal"])]
+    ((_, tenant, said),) = closing.trail("adjustment.accepted")
     assert (tenant, said["proposal"], said["by"], said["why"], said["amount"]) == (
-        "globex", int(found[1]), "anna (web)", "checked", "0.75"
+        "globex", int(form["proposal"]), "anna (web)", "checked", "0.75"
+    )  # fmt: skip
+    page = client.get(answer.headers["Location"])
+    assert "Adjustment accepted; Stripe has it." in page.text
+    assert "0.75 USD, globex: done at Stripe" in page.text
+    for action in ("accepted", "rejected"):
+        assert client.post("/adjustments/decision", data=form | {"action": action}).status_code == 409
+    history = client.get("/invoices/in_globex").text
+    assert "adjustment accepted" in history
+    assert "adjustment done at Stripe" in history
+
+    assert client.post("/adjustments/decision", data=form | {"action": "undone"}).status_code == 303
+    assert closing.items == []
+    assert "globex: taken back" in client.get("/approvals").text
+
+
+def test_what_stripe_refuses_is_said_where_it_is_decided(closing: Office) -> None:
+    client = closing.client("anna")
+    form = asked(client.get("/approvals"), "in_osaka/tokens/2026-10-01T00:00:00Z")
+    answer = client.post("/adjustments/decision", data=form | {"action": "accepted"})
+    assert answer.headers["Location"] == "/approvals?said=refused"
+    page = client.get(answer.headers["Location"]).text
+    assert "Stripe refused it: " in page
+    assert "No such customer" in page
+
+
+def test_a_rejected_adjustment_is_let_go(office: Office) -> None:
+    client = office.client("anna")
+    form = asked(client.get("/approvals"))
+    undecided = client.post("/adjustments/decision", data=form | {"action": "accepted"})
+    assert (undecided.status_code, "Stripe can&#39;t be told" in undecided.text) == (409, True), "no key is set here"
+    assert client.post("/adjustments/decision", data=form | {"action": "rejected"}).status_code == 303
+    ((_, tenant, said),) = office.trail("adjustment.rejected")
+    assert (tenant, said["proposal"], said["by"], said["units"]) == (
+        "globex", int(form["proposal"]), "anna (web)", "750000"
     )  # fmt: skip
     assert client.post("/adjustments/decision", data=form | {"action": "rejected"}).status_code == 409
-    assert subject not in client.get("/approvals").text
-    assert "adjustment accepted" in client.get("/invoices/in_globex").text
+    assert "0.75 USD, globex: let go" in client.get("/approvals").text
+
+
+def test_a_correction_above_the_limit_is_approved_as_it_was_seen(office: Office) -> None:
+    month = office.month
+    client = office.client("anna")
+    page = client.get("/approvals")
+    assert "Send lost usage again: osaka tokens 2026-10-01T02:00Z" in page.text
+    assert "comes to 66.6 JPY, the limit is 10" in page.text
+    mark = re.search(r'name="mark" value="([0-9a-f]{64})"', page.text)
+    assert mark
+    form = {"token": token_of(page), "mark": mark[1], "why": "checked"}
+    assert office.client("gus").get("/approvals").text.count("osaka tokens") == 0
+    assert client.post("/corrections/decision", data=form | {"token": "x"}).status_code == 403
+    assert client.post("/corrections/decision", data=form | {"why": ""}).status_code == 400
+    assert client.post("/corrections/decision", data=form | {"mark": "0" * 64}).status_code == 409
+    assert client.post("/corrections/decision", data=form).headers["Location"] == "/approvals?said=approved"
+    assert client.post("/corrections/decision", data=form).status_code == 409
+    ((_, tenant, said),) = office.trail("correction.approved")
+    assert (tenant, said["by"], said["approval"], said["amount"], said["remedy"]) == (
+        "osaka", "anna (web)", "checked", "-66.6", "resend"
+    )  # fmt: skip
+    assert [action.verdict for action in planned(month.ledger, month.catalog) if action.remedy == "resend"] == [
+        "approved"
+    ]
+    month.run("UPDATE breaks SET amount = amount - 1 WHERE cause = 'lost_after_acknowledgement'")
+    assert [action.verdict for action in planned(month.ledger, month.catalog) if action.remedy == "resend"] == [
+        "waits"
+    ], "another amount wants another look"
+
+
+def test_an_account_for_one_tenant_approves_no_correction_of_another(office: Office) -> None:
+    page = office.client("anna").get("/approvals").text
+    mark = re.search(r'name="mark" value="([0-9a-f]{64})"', page)
+    assert mark
+    client = office.client("gus")
+    form = {"token": token_of(client.get("/approvals")), "mark": mark[1], "why": "mine"}
+    assert client.post("/corrections/decision", data=form).status_code == 409
+    assert office.trail("correction.approved") == []
 
 
 # --- the other two ways in -------------------------------------------------------------------------------------------
