@@ -55,7 +55,8 @@ def test_jobs_schedules_and_sensors() -> None:
         "day_report": "30 7 * * *",
     }
     assert {sensor.name for sensor in repository.sensor_defs} == {
-        "after_reconciliation", "alerts", "failed_runs", "late_usage", "rating_retries", "stripe_inbox",
+        "after_reconciliation", "alerts", "approved_corrections", "failed_runs", "late_usage", "rating_retries",
+        "stripe_inbox",
     }  # fmt: skip
     started = [*repository.schedule_defs, *repository.sensor_defs]
     assert all(each.default_status.value == "RUNNING" for each in started)
