@@ -1,4 +1,5 @@
-"""The PostgreSQL of the tests: one server a session, a fresh database a test. No fixture of a single station.
+"""The PostgreSQL and the object store of the tests: a server a session, a fresh database or bucket a test. No fixture
+of a single station.
 
 ``CLAWBILL_TEST_DATABASE_URL`` names a server to use instead; its user must be allowed to create databases.
 """
@@ -22,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from sqlalchemy import URL, make_url
 
 from clawbill_pipeline.ledger import embedded
+from clawbill_pipeline_tests import object_store
 
 #: The server's folder, made by the first pytest process and inherited by the workers of pytest-xdist.
 _FOLDER = "CLAWBILL_TEST_SERVER_FOLDER"
@@ -130,3 +132,22 @@ def fresh_database(server: AnyServer, template: str = "template0") -> Iterator[s
     finally:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[object_store.Store]:
+    """moto's S3 server, in this process."""
+    with object_store.serving() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(s3: object_store.Store, monkeypatch: pytest.MonkeyPatch) -> object_store.Bucket:
+    """A fresh bucket, which the environment has the endpoint and the credentials of."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**object_store.CREDENTIALS, "AWS_ENDPOINT_URL": s3.url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "refuse", lambda _: None)
+    s3.asked.clear()
+    return s3.make_bucket(f"test-{uuid.uuid4().hex}")
