@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import utc_hour
-from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
+from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, Window, windows
 from clawbill_pipeline.ledger.waterfall import unit_scale
 
 
@@ -37,21 +39,43 @@ def _draft(row: Row[*tuple[Any, ...]], lines: tuple[DraftLine, ...]) -> Draft:
     at = row.object.get("automatically_finalizes_at")
     finalizes_at = datetime.fromtimestamp(at, UTC) if at and row.object.get("auto_advance") else None
     return Draft(
-        row.invoice_id, row.tenant_id, row.currency, row.subtotal, row.total, finalizes_at, row.object, lines
+        row.invoice_id, row.tenant_id, row.currency, row.subtotal, row.total, finalizes_at, row.object, lines,
+        row.subscription_id,
     )  # fmt: skip
 
 
-def read_booked(connection: Connection, catalog: Catalog, draft: Draft) -> list[Booked]:
-    """What is booked for each window that ``draft`` bills, and for the services that it should bill and doesn't."""
+def billed_windows(connection: Connection, catalog: Catalog, draft: Draft) -> list[Window]:
+    """The windows that ``draft`` bills, and the period of each service that it should bill and doesn't."""
     wanted = [key for key in windows(draft) if key[0] in catalog.services]
     billed = {service for service, _, _ in wanted}
-    wanted += [key for key in _whole_period(connection, draft) if key[0] in catalog.services and key[0] not in billed]
-    return [booked(connection, catalog, draft.tenant_id, *key) for key in wanted]
+    missing = (key for key in _whole_period(connection, draft) if key[0] in catalog.services and key[0] not in billed)
+    return [*wanted, *missing]
+
+
+def read_booked(
+    connection: Connection, catalog: Catalog, draft: Draft, held: Mapping[Window, Held] | None = None
+) -> list[Booked]:
+    """What is booked for each of the draft's ``billed_windows``; ``held`` is what Stripe's meters were read to say."""
+    wanted = billed_windows(connection, catalog, draft)
+    return [booked(connection, catalog, draft.tenant_id, *key, held=(held or {}).get(key)) for key in wanted]
+
+
+def sharing(connection: Connection, tenant_id: str) -> list[str]:
+    """The tenants whose usage is on ``tenant_id``'s invoice: itself, and those that share its Stripe customer."""
+    query = """
+        SELECT tenant_id FROM stripe_customers
+        WHERE customer_id = (SELECT customer_id FROM stripe_customers WHERE tenant_id = :tenant) ORDER BY tenant_id"""
+    return list(connection.scalars(text(query), {"tenant": tenant_id})) or [tenant_id]
 
 
 def _whole_period(connection: Connection, draft: Draft) -> Iterator[tuple[str, datetime, datetime]]:
-    """The period that a cycle's invoice is for, service by service; without what was used in a trial, which is free."""
-    if draft.object.get("billing_reason") != "subscription_cycle":
+    """The period that a cycle's invoice is for, service by service; without what was used in a trial, which is free.
+
+    Only the subscription that bills our usage must have it: a customer may have others.
+    """
+    followed = text("SELECT subscription_id FROM stripe_customers WHERE tenant_id = :tenant")
+    ours = connection.scalar(followed, {"tenant": draft.tenant_id})
+    if draft.object.get("billing_reason") != "subscription_cycle" or draft.subscription_id not in (None, ours):
         return
     start, end = (datetime.fromtimestamp(draft.object[name], UTC) for name in ("period_start", "period_end"))
     history = connection.execute(
@@ -76,13 +100,33 @@ def trial_end(history: Sequence[Row[*tuple[Any, ...]]], start: datetime, end: da
     return end if trialing else start
 
 
+@dataclass(frozen=True)
+class Held:
+    """What Stripe's meter was read to hold of a window, in whole units; or why it could not be read."""
+
+    units: Decimal | None
+    read_at: datetime
+    error: str | None = None
+
+
 def booked(
-    connection: Connection, catalog: Catalog, tenant_id: str, service: str, start: datetime, end: datetime
+    connection: Connection,
+    catalog: Catalog,
+    tenant_id: str,
+    service: str,
+    start: datetime,
+    end: datetime,
+    *,
+    held: Held | None = None,
 ) -> Booked:
-    """What the ledger has of one service in ``[start, end)``."""
+    """What the ledger has of one service in ``[start, end)``, for the tenant and those that share its customer.
+
+    ``held`` is what Stripe was just asked for; without it the newest summary of a whole period counts.
+    """
     scale = unit_scale(catalog, service)
     given = {
         "tenant": tenant_id,
+        "tenants": sharing(connection, tenant_id),
         "service": service,
         "start": start,
         "end": end,
@@ -94,7 +138,8 @@ def booked(
     known = catalog.services[service]
     whole = tenant_id in catalog.tenants and catalog.tenants[tenant_id].period_at(start).end == end
     causes = ("not_metered", "not_rated", "pending", "parked", "rejected")
-    settled = row.last_settled is None or (row.read_at or start) >= row.last_settled + catalog.calendar.settle_lag
+    units, read_at = (held.units, held.read_at) if held else (row.held if whole else None, row.read_at or start)
+    settled = row.last_settled is None or read_at >= row.last_settled + catalog.calendar.settle_lag
     return Booked(
         service=service,
         start=start,
@@ -102,11 +147,12 @@ def booked(
         scale=scale,
         planned=row.planned,
         delivered=row.delivered,
-        held=row.held if whole else None,
+        held=units,
         held_settled=settled,
         rated_quantity=row.rated_quantity,
         rated_amount=row.rated_amount,
         by_amount=known.bill_by == "amount",
+        unread=held.error if held else None,
         open_causes={cause: int(getattr(row, cause)) for cause in causes if getattr(row, cause)},
     )
 
@@ -117,7 +163,8 @@ def hours_metered(connection: Connection, start: datetime, end: datetime) -> int
     return int(connection.scalar(text(query), {"start": utc_hour(start), "end": end}) or 0)
 
 
-_OF = "tenant_id = :tenant AND service = :service AND window_start >= :start AND window_start < :end"
+_THEIRS = "tenant_id = ANY(CAST(:tenants AS text[]))"
+_OF = f"{_THEIRS} AND service = :service AND window_start >= :start AND window_start < :end"
 _IN = f"hour >= :first_hour AND hour < :end AND {_OF}"
 _RECORD = "hour, customer_id, meter, window_start"
 _WINDOW = "hour, tenant_id, service, dimensions, window_start"
@@ -153,5 +200,9 @@ SELECT
     WHERE r.metered_revision IS NULL OR r.metered_revision < m.revision) AS not_rated,
   (SELECT count(*) FROM generate_series(CAST(:counted_from AS timestamptz), CAST(:last_hour AS timestamptz),
       interval '1 hour') AS h (hour)
-    WHERE NOT EXISTS (SELECT 1 FROM metered_hours x WHERE x.hour = h.hour)) AS not_metered
+    WHERE NOT EXISTS (SELECT 1 FROM metered_hours x WHERE x.hour = h.hour)
+      AND EXISTS (
+        SELECT FROM unnest(CAST(:tenants AS text[])) AS t (tenant_id)
+        WHERE NOT EXISTS (SELECT FROM metered_ahead a WHERE a.hour = h.hour AND a.tenant_id = t.tenant_id))
+  ) AS not_metered
 """

@@ -2,7 +2,8 @@
 
 Each comparison that says something new and each decision is a row of the audit trail (``close.compared``,
 ``close.hold``, ``close.release``), committed before Stripe is asked; ``close.done`` says that Stripe did it. What a
-person decided stands until a person decides otherwise. How a draft is judged is in ``draft``.
+person decided stands until a person decides otherwise. How a draft is judged is in ``draft``; what is held for a
+difference is an open break (``draft_breaks``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from sqlalchemy import Connection, Row, insert, select
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.closing import Closing
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
-from clawbill_pipeline.invoicing.booked import booked, hours_metered, read_booked, read_drafts
+from clawbill_pipeline.invoicing.booked import booked, hours_metered, read_booked, read_drafts, sharing
 from clawbill_pipeline.invoicing.draft import Comparison, Draft, compare_draft, decide
+from clawbill_pipeline.invoicing.draft_breaks import breaks_of, write_draft_breaks
+from clawbill_pipeline.invoicing.held import read_held
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.tables import audit_trail, invoices, stripe_items
@@ -41,11 +44,16 @@ class NotADraft(LookupError):
 
 @dataclass(frozen=True)
 class Closed:
-    """What came of the drafts: how many agree and go out, wait for usage under way, and are held; and why."""
+    """What came of the drafts: how many agree and go out, wait for usage under way, and are held; and why.
+
+    ``breaks_opened`` and ``breaks_closed`` count causes for which drafts are held.
+    """
 
     released: int
     waiting: int
     held: int
+    breaks_opened: int
+    breaks_closed: int
     comparisons: tuple[Comparison, ...]
     problems: tuple[str, ...]
     checks: tuple[Check, ...]
@@ -78,38 +86,46 @@ def close_drafts(
     *,
     now: datetime,
     run_id: str,
-    invoice_id: str | None = None,
 ) -> Closed:
-    """Compares every draft (or one) and acts on it: lets it go, waits, or holds it. Safe to call again at any time.
+    """Compares every draft and acts on it: lets it go, waits, or holds it. Safe to call again at any time.
 
-    What can't be done at Stripe is a problem and is tried again next time; the other drafts go on. Raises LedgerError.
+    Where a draft's lines are behind, Stripe is asked first what it will count. What can't be done at Stripe is a
+    problem and is tried again next time; the other drafts go on. Raises LedgerError.
     """
     with ledger.transaction() as connection:
-        known = [draft.invoice_id for draft in read_drafts(connection, invoice_id)]
+        known = read_drafts(connection)
+    held = read_held(ledger, catalog, api, known, now=now, run_id=run_id)
     counts: Counter[str] = Counter()
-    comparisons, problems = [], []
+    comparisons, problems, apart = [], [], []
     for each in known:
         with ledger.transaction() as connection:
-            draft = _turn(connection, each)
+            draft = _turn(connection, each.invoice_id)
             if draft is None:  # final or gone meanwhile
                 continue
-            comparison = compare_draft(draft, read_booked(connection, catalog, draft))
+            comparison = compare_draft(draft, read_booked(connection, catalog, draft, held.get(draft.invoice_id)))
             comparisons.append(comparison)
             _note_comparison(connection, comparison, now, run_id)
             decision, why = decide(draft, comparison, now, closing)
             last = _last_decision(connection, draft.invoice_id)
-            if last is not None and last.detail["by"] != ITSELF:
-                decision = "hold" if last.kind == "close.hold" else "release"  # a person's word stands
+            by_hand = last is not None and last.detail["by"] != ITSELF and last.kind.removeprefix("close.")
+            # What a person let go as it is, is no break; what the policy let go unseen, is.
+            if not comparison.agrees and decision != "wait" and by_hand != "release":
+                apart.append((draft, comparison))
+            if by_hand:
+                decision = "hold" if by_hand == "hold" else "release"  # a person's word stands
             elif _is_new(last, decision, draft):
                 action: Action = "hold" if decision == "hold" else "release"
                 last = _write_decision(connection, draft, action, why, ITSELF, now, run_id)
         counts[decision] += 1
         if last is not None:
             problems += _carry_out(ledger, api, last, now)
+    opened, closed = write_draft_breaks(ledger, breaks_of(catalog, apart), now=now)
     return Closed(
         counts["release"],
         counts["wait"],
         counts["hold"],
+        opened,
+        closed,
         tuple(comparisons),
         tuple(problems),
         _checks(comparisons, problems),
@@ -123,6 +139,47 @@ def _is_new(last: Row[*tuple[Any, ...]] | None, decision: str, draft: Draft) -> 
         # A draft that agrees goes out by itself, unless it was stopped at Stripe by someone else: not ours to undo.
         return decision == "hold" and draft.finalizes_at is not None
     return bool(last.kind != f"close.{decision}")
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Drafts that no comparison has let go yet: whose usage they bill, at which customers, and for which span."""
+
+    tenants: tuple[str, ...]
+    customers: tuple[str, ...]
+    start: datetime
+    until: datetime
+
+
+def undecided_drafts(ledger: Ledger, catalog: Catalog) -> list[Undecided]:
+    """What is to be metered and delivered at once: drafts that bill usage and were not compared, or did not agree.
+
+    Drafts that bill up to the same moment are one entry. Those that a person decided on are left alone.
+    """
+    spans: dict[datetime, list[tuple[datetime, list[str], str]]] = {}
+    with ledger.transaction() as connection:
+        for draft in read_drafts(connection):
+            usage = [line for line in draft.lines if line.is_usage]
+            if not usage and draft.object.get("billing_reason") != "subscription_cycle":
+                continue
+            compared = _last(connection, draft.invoice_id, ("close.compared",))
+            decided = _last_decision(connection, draft.invoice_id)
+            if (compared and compared.detail["agrees"]) or (decided and decided.detail["by"] != ITSELF):
+                continue
+            bounds = [datetime.fromtimestamp(draft.object[name], UTC) for name in ("period_start", "period_end")]
+            start = min([bounds[0], *(line.period_start for line in usage)])
+            until = max([bounds[1], *(line.period_end for line in usage)])
+            found = (max(start, catalog.start), sharing(connection, draft.tenant_id), draft.object["customer"])
+            spans.setdefault(until, []).append(found)
+    return [
+        Undecided(
+            tuple(sorted({tenant for _, tenants, _ in each for tenant in tenants})),
+            tuple(sorted({customer for _, _, customer in each})),
+            min(start for start, _, _ in each),
+            until,
+        )
+        for until, each in sorted(spans.items())
+    ]
 
 
 def hold(ledger: Ledger, api: StripeApi, invoice_id: str, *, why: str, by: str, now: datetime) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from clawbill_pipeline.money import EXACT, exponent, from_stripe, plain
 
 ZERO = Decimal(0)
 Decision = Literal["release", "wait", "hold"]
+#: A service and a half-open span of time.
+Window = tuple[str, datetime, datetime]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Draft:
     finalizes_at: datetime | None
     object: Mapping[str, Any]
     lines: tuple[DraftLine, ...]
+    subscription_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Booked:
 
     ``planned`` is all that is to be billed, ``delivered`` what Stripe acknowledged; ``held`` what its meter says, None
     where it was not read for this window, ``held_settled`` whether it was read late enough to be believed. ``scale``
-    units make one of the service's. ``open_causes`` says why what is missing is missing.
+    units make one of the service's. ``open_causes`` says why what is missing is missing, ``unread`` why Stripe could
+    not be asked.
     """
 
     service: str
@@ -75,6 +79,7 @@ class Booked:
     rated_quantity: Decimal = ZERO
     rated_amount: Decimal = ZERO
     by_amount: bool = True
+    unread: str | None = None
     open_causes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -127,9 +132,9 @@ def compare_draft(draft: Draft, booked: Iterable[Booked]) -> Comparison:
         return Comparison(draft.invoice_id, draft.tenant_id, tuple(differences), _apart(draft))
 
 
-def windows(draft: Draft) -> dict[tuple[str, datetime, datetime], list[DraftLine]]:
+def windows(draft: Draft) -> dict[Window, list[DraftLine]]:
     """The usage lines by service and window: tiers make several lines of one, a plan change makes several windows."""
-    groups: dict[tuple[str, datetime, datetime], list[DraftLine]] = {}
+    groups: dict[Window, list[DraftLine]] = {}
     for line in draft.lines:
         if line.is_usage and line.service is not None:
             groups.setdefault((line.service, line.period_start, line.period_end), []).append(line)
@@ -160,6 +165,9 @@ def _compare(booked: Booked, lines: list[DraftLine], currency: str) -> Iterator[
         cause = "lost_after_acknowledgement" if lost < 0 else "unknown_usage_at_stripe"
         cause = cause if booked.held_settled else "pending"
         yield _difference(booked, cause, lost, f"Stripe acknowledged {booked.delivered} and holds {booked.held}")
+    elif billed != booked.planned and booked.unread and not behind:
+        detail = f"the line is behind by {plain(booked.planned - billed)} units, and Stripe's meter can't be read"
+        yield _difference(booked, "pending", billed - booked.planned, f"{detail}: {booked.unread}")
     elif billed != booked.planned and booked.held != booked.planned and not behind:
         cause = "unexplained" if lines else "not_invoiced"
         detail = f"the ledger has {plain(booked.planned)}, the invoice {plain(billed) if lines else 'no line'}"

@@ -19,6 +19,7 @@ from clawbill_pipeline.invoicing.booked import trial_end
 from clawbill_pipeline.invoicing.close import Closed, NotADraft, close_drafts, close_status, hold, release
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.tables import metered_usage, rated_usage, usage_records
+from clawbill_pipeline.money import plain
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline_tests.invoicing.conftest import CATALOG, Inbox
 from clawbill_pipeline_tests.sandbox.stripe.server import HOUR, START, Account, Sandbox
@@ -53,7 +54,8 @@ class Month:
             connection.execute(
                 text("UPDATE stripe_customers SET customer_id = :customer, subscription_id = :subscription"), both
             )
-            connection.execute(text("UPDATE stripe_items SET subscription_item_id = :item"), both)
+            items = "UPDATE stripe_items SET subscription_item_id = :item, meter_id = :meter"
+            connection.execute(text(items), both | {"meter": meter.id})
         sandbox.move_to(self.item.current_period_end)
         self.read()
 
@@ -142,6 +144,12 @@ class Month:
     def invoice(self) -> Any:
         return self.account.v1.invoices.list({"subscription": self.subscription.id}).data[0]
 
+    def breaks(self) -> list[tuple[str, str, str, bool]]:
+        """Service, cause and amount of each break of a draft, and whether it is open."""
+        rows = self.inbox.rows("breaks", "id")
+        assert {(row.step, row.period, row.tenant_id) for row in rows} <= {("ledger_drafted", "2026-03", "globex")}
+        return [(row.service, row.cause, plain(row.amount), row.closed_at is None) for row in rows]
+
     def trail(self) -> list[str]:
         return [row.kind for row in self.inbox.rows("audit_trail", "id") if row.kind.startswith("close.")]
 
@@ -176,16 +184,19 @@ def test_a_wrong_draft_is_held_corrected_compared_again_and_released(month: Mont
     month.book(UNITS + 1_000_000)
     result = month.close()
     assert (result.held, result.checks[0].passed) == (1, False)
-    assert [each.cause for each in result.comparisons[0].differences] == ["unexplained"]
+    assert [each.cause for each in result.comparisons[0].differences] == ["lost_after_acknowledgement"]
+    assert month.breaks() == [("requests", "lost_after_acknowledgement", "-1", True)]
     assert month.invoice.auto_advance is False
     assert month.trail() == ["close.compared", "close.hold", "close.done"]
     assert month.finalized() == "draft", "held beyond Stripe's grace"
 
     month.read()
-    assert month.close().held == 1
+    again = month.close()
+    assert (again.held, again.breaks_opened, again.breaks_closed) == (1, 0, 0)
     month.book(UNITS, revision=2)
     result = month.close()
-    assert (result.released, result.problems) == (1, ())
+    assert (result.released, result.problems, result.breaks_closed) == (1, (), 1)
+    assert month.breaks() == [("requests", "lost_after_acknowledgement", "-1", False)]
     assert month.invoice.auto_advance is True
     assert month.trail() == [
         "close.compared",
@@ -233,20 +244,38 @@ def test_what_a_person_held_stays_held(month: Month) -> None:
 def test_what_a_person_released_goes_out_whatever_the_comparison_says(month: Month) -> None:
     month.book(1)
     assert month.close().held == 1
+    assert [is_open for *_, is_open in month.breaks()] == [True]
     assert release(month.ledger, month.api, month.invoice.id, why="known", by="ada", now=month.now) == ()
     assert (month.close().released, month.invoice.auto_advance) == (1, True)
+    assert [is_open for *_, is_open in month.breaks()] == [False], "a person took it as it is"
 
 
 def test_a_decision_that_did_not_reach_stripe_is_carried_out_next_time(month: Month) -> None:
     month.book(1)
-    month.api = replace(month.api, base="http://127.0.0.1:9", timeout=1)
+    fault = {"kind": "drop", "when": "before", "method": "POST", "path": "/v1/invoices/*", "count": 1}
+    assert month.sandbox.control.post("/_sandbox/faults", json=fault).status_code == 200
     result = month.close()
     assert (result.held, len(result.problems), result.checks[1].passed) == (1, 1, False)
     assert month.trail() == ["close.compared", "close.hold"]
-    month.api = replace(month.api, base=month.sandbox.url)
     assert month.close().problems == ()
     assert month.invoice.auto_advance is False
     assert month.trail() == ["close.compared", "close.hold", "close.done"]
+
+
+def test_a_draft_is_behind_until_stripe_counts_again_and_its_meter_says_so(month: Month) -> None:
+    """What was delivered after the draft was made is on no line yet; the meter has it, so the invoice will."""
+    month.account.use(month.customer, 500_000, month.sandbox.now() - 60)
+    month.book(UNITS + 500_000)
+    away = replace(month.api, base="http://127.0.0.1:9", timeout=1)
+    unread = close_drafts(month.ledger, month.catalog, away, Closing(), now=month.now, run_id="run_1")
+    assert (unread.waiting, unread.held) == (1, 0), "nobody is held because Stripe did not answer"
+    assert [each.cause for each in unread.comparisons[0].differences] == ["pending"]
+    result = month.close()
+    assert (result.released, result.comparisons[0].differences) == (1, ())
+    (summary,) = month.inbox.rows("usage_summaries")
+    assert (summary.units, summary.period_start, summary.hour) == (UNITS + 500_000, FROM, None)
+    assert month.finalized() == "paid"
+    assert month.invoice.total == 1284
 
 
 def test_the_overview_shows_every_open_period(month: Month) -> None:

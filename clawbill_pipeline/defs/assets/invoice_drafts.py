@@ -1,4 +1,7 @@
-"""Draft invoices, compared with the ledger before they go out: released, or held. How is in invoicing/close."""
+"""Draft invoices, compared with the ledger before they go out: released, or held. How is in invoicing/close.
+
+What their tenants used last is brought to Stripe first (last_hours), in the same run: one run a tick is enough.
+"""
 
 import dagster as dg
 
@@ -7,7 +10,10 @@ from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
 from clawbill_pipeline.defs.presentation import FINANCE, check, columns, materialized, specs
 from clawbill_pipeline.invoicing.close import close_drafts
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.last_hours import bill_last_hours
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.stripe_api import StripeApi
 
 
@@ -32,11 +38,20 @@ from clawbill_pipeline.stripe_api import StripeApi
 def invoice_drafts(
     context: dg.AssetExecutionContext,
     catalog: dg.ResourceParam[Catalog],
+    lake: dg.ResourceParam[Lake],
     ledger: dg.ResourceParam[Ledger],
+    openclaw: dg.ResourceParam[OpenClaw],
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """Each draft's lines against the ledger. One that agrees goes out; one that differs is held at Stripe, with its
-    cause, until it agrees or a person decides. Every decision is in the audit trail before Stripe is asked.
+    cause as an open break, until it agrees or a person decides.
+
+    Before a draft is compared, the hours of its period that nobody has counted are metered, rated and delivered, for
+    its tenant alone. Every decision is in the audit trail before Stripe is asked.
     """
-    return materialized(close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run_id))
+    hours = bill_last_hours(ledger, catalog, lake, openclaw, stripe, now=clock, run_id=context.run_id)
+    for hindrance in hours.hindrances:
+        context.log.warning(hindrance)
+    closed = close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run_id)
+    return materialized(hours, closed)
