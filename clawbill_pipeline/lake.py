@@ -5,12 +5,21 @@ A file counts only once the ledger names it (``landed_hours``): what a crash lef
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clawbill_pipeline.storage import DiskFolder, Folder, folder
 
 #: One row a usage event. ``quantity`` is exact; ``event_time`` is UTC; ``line`` is the line or row it came from.
 EVENT_SCHEMA = pa.schema(
@@ -26,15 +35,33 @@ EVENT_SCHEMA = pa.schema(
         pa.field("dimensions", pa.string(), nullable=False),
         pa.field("quantity", pa.decimal128(38, 12), nullable=False),
         pa.field("event_time", pa.timestamp("us", tz="UTC"), nullable=False),
+        # Files that landed before these two were thought of lack them. What unique_count counts; empty for others:
+        pa.field("unique_value", pa.string()),
+        # What the provider charged for it in USD, as its source says: a witness, that nobody is billed by.
+        pa.field("cost", pa.decimal128(38, 12)),
     ]
 )
 
 
+#: Files that are fetched from a store, or written to it, at once: each waits most of its time for an answer.
+_AT_ONCE = 8
+_PIECE = 16 * 1024 * 1024
+
+
 @dataclass(frozen=True)
 class Lake:
-    """A folder of Parquet files."""
+    """A folder of Parquet files: a path, or an address in an object store (``s3://bucket/prefix``)."""
 
-    root: Path
+    root: Path | str
+
+    @cached_property
+    def folder(self) -> Folder:
+        return folder(self.root)
+
+    @property
+    def writers(self) -> int:
+        """How many files it pays to write at once."""
+        return 1 if isinstance(self.folder, DiskFolder) else _AT_ONCE
 
     def events_file(self, hour: datetime, landing_id: int) -> str:
         """The name, relative to the lake, of the events that one landing has for one hour (aware, on the hour)."""
@@ -48,7 +75,45 @@ class Lake:
         return f"usage_ids/duckdb-{duckdb.__version__}/hour={hour:%Y-%m-%dT%H}/{landings}-{newest:012d}.parquet"
 
     def path(self, file: str) -> Path:
-        """Where a file of the lake is; its folder exists afterwards."""
-        path = self.root / file
+        """Where a file of a lake on disk is; its folder exists afterwards."""
+        path = Path(self.root) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def at_hand(self, files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[list[str]]:
+        """The files as paths for DuckDB, in their order: where they are, or as copies of those in a store.
+
+        Copies hold at least ``columns`` (all by default) and are gone afterwards. DuckDB has no way of its own to a
+        store without downloading an extension, and reads wrongly through a Python file that its threads share.
+        """
+        if isinstance(self.folder, DiskFolder):
+            yield [self.folder.address(file) for file in files]
+            return
+        with (
+            tempfile.TemporaryDirectory(prefix="clawbill-lake-") as scratch,
+            ThreadPoolExecutor(_AT_ONCE) as pool,
+        ):
+            targets = [str(Path(scratch) / f"{number}.parquet") for number in range(len(files))]
+            list(pool.map(lambda file, target: self._copy(file, target, columns), files, targets))
+            yield targets
+
+    def _copy(self, file: str, target: str, columns: Sequence[str] | None) -> None:
+        with self.folder.open(file) as source:
+            if columns is None:
+                with Path(target).open("wb") as copy:
+                    shutil.copyfileobj(source, copy, _PIECE)
+            else:
+                pq.write_table(pq.read_table(source, columns=list(columns)), target, compression="none")
+
+    def rows(self, files: Sequence[str]) -> dict[str, int | None]:
+        """How many rows each file has by its own footer; None for one that is gone or no Parquet file any more."""
+        with ThreadPoolExecutor(self.writers) as pool:
+            return dict(zip(files, pool.map(self._rows, files), strict=True))
+
+    def _rows(self, file: str) -> int | None:
+        try:
+            with self.folder.open(file) as source:
+                return int(pq.read_metadata(source).num_rows)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None

@@ -6,7 +6,7 @@ All models are closed: an unknown key is an error. Prices are in ``prices``, sou
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ from clawbill_pipeline.catalog.closing import Closing
 from clawbill_pipeline.catalog.correcting import Correcting
 from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
-from clawbill_pipeline.catalog.periods import Period, period_at, period_of_month, utc_hour
+from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, utc_hour
 from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
 from clawbill_pipeline.catalog.sources import Source
 from clawbill_pipeline.money import currency_code
@@ -31,6 +31,10 @@ class UnknownTenant(LookupError):
 
 class UnknownService(LookupError):
     """The tenant's rate card has no price for that service."""
+
+
+class CatalogError(ValueError):
+    """The catalogue can't be used. The message names the file and the line of every fault."""
 
 
 class Misfit(ValueError):
@@ -81,7 +85,13 @@ Duration = Annotated[
 Instant = Annotated[datetime, AfterValidator(_aware)]
 Currency = Annotated[str, AfterValidator(currency_code)]
 ServiceName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9_.-]{0,62}[a-z0-9])?$")]
+StripeCustomer = Annotated[str, Field(pattern=r"^cus_\w+$")]
+StripeItem = Annotated[str, Field(pattern=r"^si_\w+$")]
 TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?$")]
+
+
+#: Intervals of a period at most (docs.stripe.com/api/prices/create#create_price-recurring-interval_count).
+LONGEST_PERIOD = {"day": 1095, "week": 156, "month": 36, "year": 3}
 
 
 class Closed(BaseModel):
@@ -129,11 +139,19 @@ class Service(Closed):
 
     unit: str = Field(description="What one unit is: token, request, GB-hour.")
     description: str = ""
-    aggregation: Literal["sum", "count", "max", "latest", "time_weighted"] = Field(
+    aggregation: Literal["sum", "count", "max", "unique_count", "latest", "time_weighted"] = Field(
         "sum",
-        description="How the events of an hour become its quantity: their sum, their number, the largest, the last by "
-        "event time, or time_weighted: each is a level that holds until the next one or the end of the hour, in "
-        "unit-hours (report a level that lasts again at every full hour).",
+        description="How the events of an hour become its quantity: their sum, their number, the largest, the number "
+        "of different values of unique_by, the last by event time, or time_weighted: each is a level that holds until "
+        "the next one or the end of the hour, in unit-hours (report a level that lasts again at every full hour).",
+    )
+    unique_by: str | None = Field(
+        None, min_length=1, description="unique_count: the field whose different values are counted, such as user_id."
+    )
+    unique_over: Literal["hour", "period"] = Field(
+        "hour",
+        description="unique_count: hour counts a value once an hour; period once a billing period, in the hour in "
+        "which it was used first.",
     )
     dimensions: tuple[str, ...] = Field((), description="Priced dimensions, in the fixed order of their values' names.")
     basis: Literal["hourly", "period_to_date"] = Field(
@@ -157,6 +175,12 @@ class Service(Closed):
             raise ValueError("quantity_decimals has a meaning only with bill_by: quantity")
         if len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError("a dimension is named twice")
+        if (self.aggregation == "unique_count") != (self.unique_by is not None):
+            raise ValueError("aggregation: unique_count and unique_by, the field that it counts, go together")
+        if self.unique_over == "period" and self.aggregation != "unique_count":
+            raise ValueError("unique_over has a meaning only with aggregation: unique_count")
+        if self.unique_by in ("quantity", "timestamp"):
+            raise ValueError("unique_by names the quantity or the time of an event; name what tells who or what")
         return self
 
 
@@ -190,22 +214,79 @@ class Tenant(Closed):
     name: str = ""
     rate_card: str
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    interval: Interval = Field("month", description="What billing periods are counted in, as Stripe counts them.")
+    interval_count: int = Field(
+        1, ge=1, description="How many intervals a billing period has: 3 months make a quarter."
+    )
     anchor_day: int = Field(1, ge=1, le=31, description="Day of the month on which billing periods start.")
-    stripe_customer: str | None = Field(None, pattern=r"^cus_\w+$", description="An existing customer to bill.")
+    anchor_date: date | None = Field(
+        None,
+        description="A day on which a billing period starts, where a day of the month does not tell it; without one, "
+        "intervals count from Monday, 1 January 2024.",
+    )
+    stripe_customer: StripeCustomer | None = Field(
+        None, description="An existing customer to bill. Tenants that name the same one share its bill."
+    )
+    stripe_items: dict[ServiceName, StripeItem] = Field(
+        default_factory=dict, description="Existing subscription items of that customer, by the service they bill."
+    )
     email: str | None = None
     prices: dict[str, Price] = Field(default_factory=dict, description="Overrides of the rate card, by service.")
+    starts: date | None = Field(None, description="First day of the subscription, in the tenant's time zone.")
+    ends: date | None = Field(None, description="First day on which the subscription runs no longer.")
+
+    @model_validator(mode="after")
+    def _runs(self) -> Tenant:
+        if self.starts and self.ends and self.ends <= self.starts:
+            raise ValueError(f"ends {self.ends} is not after starts {self.starts}, so the subscription never runs")
+        return self
+
+    @model_validator(mode="after")
+    def _cadenced(self) -> Tenant:
+        if self.interval_count > LONGEST_PERIOD[self.interval]:
+            raise ValueError(
+                f"interval_count: a period of {self.interval_count} {self.interval}s is longer than the three years "
+                f"that Stripe takes ({LONGEST_PERIOD[self.interval]})"
+            )
+        if "anchor_day" in self.model_fields_set and (self.anchor_date or self.cadence.by_days):
+            raise ValueError("anchor_day: give anchor_date alone, or keep anchor_day for periods of months and years")
+        if self.stripe_items and self.stripe_customer is None:
+            raise ValueError("stripe_items: whose items they are is not said; add stripe_customer")
+        return self
+
+    @property
+    def cadence(self) -> Cadence:
+        return Cadence(self.interval, self.interval_count, self.anchor_date or FIRST.replace(day=self.anchor_day))
 
     @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
 
+    def days(self, period: Period) -> tuple[int, int]:
+        """``(days of the period that the subscription runs, days of the period)``, in the tenant's calendar."""
+        first, after = (at.astimezone(self.zone).date() for at in (period.start, period.end))
+        runs = min(self.ends or after, after) - max(self.starts or first, first)
+        return max(runs.days, 0), (after - first).days
+
+    def prorated(self, price: Price, period: Period) -> tuple[int, int] | None:
+        """``days`` where ``price`` is prorated and the subscription does not run the whole ``period``, else None."""
+        part, whole = self.days(period)
+        return (part, whole) if price.prorate and part < whole else None
+
+    def close(self, period: Period) -> datetime:
+        """When no more usage of ``period`` is to come: at its end, or with the subscription's if that is earlier."""
+        if self.ends is None:
+            return period.end
+        ends = datetime.combine(self.ends, time.min, self.zone).astimezone(UTC)
+        return ends if period.start < ends < period.end else period.end
+
     def period_at(self, instant: datetime) -> Period:
         """The billing period that ``instant`` lies in."""
-        return period_at(instant, self.anchor_day, self.zone)
+        return self.cadence.period_at(instant, self.zone)
 
-    def period(self, month: str) -> Period:
-        """The billing period that starts in ``month`` (``YYYY-MM``)."""
-        return period_of_month(month, self.anchor_day, self.zone)
+    def period(self, key: str) -> Period:
+        """The billing period with that key (see ``Period``); an ``empty`` one if the tenant has none."""
+        return self.cadence.period(key, self.zone)
 
 
 class Rating(Closed):
@@ -225,12 +306,16 @@ class Delivery(Closed):
 
 
 class PricedService(Closed):
-    """What ``Catalog.price_for`` finds: a price and where it comes from."""
+    """What ``Catalog.price_for`` finds: a price and where it comes from.
+
+    ``days`` are those of the period that count, and all of them, where the price is prorated and they differ.
+    """
 
     price: Price
     currency: str
     rate_card: str
     version: str
+    days: tuple[int, int] | None
 
 
 class Catalog(Closed):
@@ -251,6 +336,9 @@ class Catalog(Closed):
     services: dict[ServiceName, Service] = Field(min_length=1)
     rate_cards: dict[str, RateCard] = Field(min_length=1)
     tenants: dict[TenantId, Tenant] = Field(default_factory=dict)
+    customers: str | None = Field(
+        None, description="A CSV file of tenants' Stripe customers and subscription items, beside the catalogue."
+    )
 
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -274,7 +362,6 @@ class Catalog(Closed):
         if unknown := set(self.alerts.stale_after_hours_by_source) - {source.name for source in self.sources}:
             raise Misfit(("alerts", "stale_after_hours_by_source"), f"names no source: {', '.join(sorted(unknown))}")
         _no_twins(("services",), [self.meter(name) for name in self.services])
-        _no_twins(("tenants",), [t.stripe_customer for t in self.tenants.values() if t.stripe_customer])
         for card_name, card in self.rate_cards.items():
             for position, version in enumerate(card.versions):
                 where = ("rate_cards", card_name, "versions", position, "prices")
@@ -289,7 +376,47 @@ class Catalog(Closed):
                     f"{tenant.rate_card!r} does not exist; there is {', '.join(self.rate_cards)}",
                 )
             self._check_prices(("tenants", tenant_id, "prices"), tenant.prices)
+        self.check_sharing()
         return self
+
+    def check_sharing(self) -> None:
+        """Tenants of one Stripe customer are on one invoice: what an invoice has once they must have in common."""
+        first: dict[str, str] = {}
+        for tenant_id, tenant in self.tenants.items():
+            if tenant.stripe_customer is None:
+                continue
+            other_id = first.setdefault(tenant.stripe_customer, tenant_id)
+            if other_id == tenant_id:
+                continue
+            other = self.tenants[other_id]
+            for what, here, there in (
+                ("currency", self.currency(tenant_id), self.currency(other_id)),
+                ("time_zone", tenant.time_zone, other.time_zone),
+                ("billing period", tenant.cadence, other.cadence),
+                ("stripe_items", tenant.stripe_items, other.stripe_items),
+            ):
+                if here != there:
+                    raise Misfit(
+                        ("tenants", tenant_id, "stripe_customer"),
+                        f"{tenant.stripe_customer} bills {other_id} too, with another {what}; tenants that share a "
+                        "customer are on one invoice: make them alike, or give each a customer",
+                    )
+            for service, sold in self.services.items():
+                if sold.bill_by == "quantity" and not self._adds_up(tenant, other, service):
+                    raise Misfit(
+                        ("tenants", tenant_id, "stripe_customer"),
+                        f"{tenant.stripe_customer} bills {other_id} too, and Stripe would price their {service} as one "
+                        "quantity: give both the same per_unit price, or the service bill_by: amount",
+                    )
+
+    def _adds_up(self, tenant: Tenant, other: Tenant, service: str) -> bool:
+        """Whether one price of the sum is the same money as each tenant's price of its part."""
+        own = [each.prices.get(service) for each in (tenant, other)]
+        if own[0] != own[1] or (own[0] is None and tenant.rate_card != other.rate_card):
+            return False
+        versions = self.rate_cards[tenant.rate_card].versions
+        prices = [own[0]] if own[0] is not None else [version.prices[service] for version in versions]
+        return all(price.model == "per_unit" for price in prices)
 
     def _check_prices(self, where: tuple[str | int, ...], prices: dict[str, Price]) -> None:
         for name, price in prices.items():
@@ -302,6 +429,11 @@ class Catalog(Closed):
                 raise Misfit((*where, name), f"does not name the service's dimensions ({order}) in their order")
             if fault := needs_more_than_a_quantity(price, service.dimensions):
                 raise Misfit((*where, name), fault)
+            if price.prorate and service.basis == "hourly":
+                raise Misfit(
+                    (*where, name), "prorate: true is by days of the period, and this service is rated by the hour; "
+                    "give the service basis: period_to_date, or drop it"
+                )  # fmt: skip
 
     def meter(self, service: str) -> str:
         """The Stripe meter event name of ``service``."""
@@ -344,10 +476,11 @@ class Catalog(Closed):
             currency=card.currency,
             rate_card=tenant.rate_card,
             version=f"{tenant.rate_card}@{version.effective_from:%Y-%m-%dT%H:%M:%SZ}",
+            days=tenant.prorated(found, tenant.period_at(at)) if found.prorate else None,
         )
 
 
 def _no_twins(where: tuple[str, ...], names: list[str]) -> None:
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise Misfit(where, f"{', '.join(twins)} is used twice (as a name, meter or Stripe customer); each must differ")
+        raise Misfit(where, f"{', '.join(twins)} is used twice (as a name or meter); each must differ")

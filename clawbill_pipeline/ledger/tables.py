@@ -107,6 +107,26 @@ quarantine = Table(
     UniqueConstraint("source", "uri", "place", "reason", "field"),
 )
 
+# What others say was used, to compare with; nobody is billed by it.
+usage_witnesses = Table(
+    "usage_witnesses",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("uri", Text, nullable=False, comment="File of the answer, below the source's folder of witnesses."),
+    Column("tenant_id", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column(
+        "starts", DateTime(timezone=True), nullable=False, comment="Start of the hour or UTC day that it speaks of."
+    ),
+    Column("ends", DateTime(timezone=True), nullable=False, comment="Its end, exclusive."),
+    _number("quantity"),
+    Column("cost", Numeric(38, 12), comment="Provider's cost in USD as the witness has it; null where it says none."),
+    Column("said_at", DateTime(timezone=True), nullable=False, comment="When the witness said so; the newest counts."),
+    Column("read_at", DateTime(timezone=True), nullable=False, comment="When it was read."),
+    UniqueConstraint("source", "tenant_id", "starts", "ends", "service", "said_at", name="usage_witnesses_key"),
+)
+
 # Station 2: quantities.
 metered_hours = Table(
     "metered_hours",
@@ -131,6 +151,41 @@ metered_ahead = Table(
     Column("changed", BigInteger, nullable=False, comment="New revisions of the tenant's quantities."),
     _at("metered_at"),
     Column("run_id", Text, nullable=False),
+)
+
+# Where looking for late usage begins: the hours of all landings up to ``through`` are metered with them. As
+# ``stripe_events_mark``, it only saves looking.
+landings_mark = Table(
+    "landings_mark",
+    metadata,
+    Column("through", BigInteger, primary_key=True, autoincrement=False),
+    _at("marked_at"),
+)
+
+# Values that count once a billing period; an earlier use that is learnt of later moves one.
+unique_values = Table(
+    "unique_values",
+    metadata,
+    Column("service", Text, primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("dimensions", Text, primary_key=True),
+    Column("period_start", DateTime(timezone=True), primary_key=True),
+    Column("value", Text, primary_key=True, comment="What was used, such as a user."),
+    Column(
+        "hour",
+        DateTime(timezone=True),
+        nullable=False,
+        comment="UTC hour in which the period saw it first, as far as is known.",
+    ),
+    _at("window_start"),
+)
+hour_recounts = Table(
+    "hour_recounts",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("asked", BigInteger, nullable=False, comment="How often another hour has changed what counts in this one."),
+    Column("done", BigInteger, nullable=False, comment="How much of that the hour was metered with."),
+    Index("hour_recounts_due_idx", "hour", postgresql_where=text("asked > done")),
 )
 
 metered_usage = Table(
@@ -299,9 +354,7 @@ planned_totals = Table(
     Column("customer_id", Text, primary_key=True),
     Column("meter", Text, primary_key=True),
     Column("period_start", DateTime(timezone=True), primary_key=True),
-    Column(
-        "exact_units", Numeric(38, 12), nullable=False, comment="Of the newest revisions of the period's windows."
-    ),
+    Column("exact_units", Numeric(38, 12), nullable=False, comment="Of the newest revisions of the period's windows."),
     Column("units", Numeric(38, 0), nullable=False, comment="The same in whole units: the exact ones, rounded once."),
     postgresql_with={"fillfactor": 80},
 )
@@ -616,7 +669,8 @@ for _table in metadata.tables.values():
 
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (
-    landings, landed_hours, quarantine, metered_hours, metered_ahead, metered_usage, rated_usage, audit_trail,
+    landings, landed_hours, landings_mark, quarantine, usage_witnesses, metered_hours, metered_ahead, metered_usage,
+    rated_usage, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
 )  # fmt: skip
 #: Rows stay; only the named columns may change.

@@ -24,6 +24,7 @@ _AGGREGATE = {
     "sum": "sum(quantity)",
     "count": "count(*)",
     "max": "max(quantity)",
+    "unique_count": "count(DISTINCT unique_value)",
     # By the events' own time, and by their identity where that is equal: never by the order of arrival.
     "latest": "arg_max(quantity, {time: event_time, source: source, id: event_id})",
 }
@@ -41,9 +42,22 @@ TAKEN_SCHEMA = pa.schema(
                     ("dimensions", pa.string()),
                     ("quantity", pa.decimal128(38, 12)),
                     ("event_time", pa.timestamp("us", tz="UTC")),
+                    ("unique_value", pa.string()),
                 ]
             ),
         ),
+    ]
+)
+
+#: A value that was used in a window.
+USED_SCHEMA = pa.schema(
+    [
+        ("hour", pa.timestamp("us", tz="UTC")),
+        ("tenant_id", pa.string()),
+        ("service", pa.string()),
+        ("dimensions", pa.string()),
+        ("window_start", pa.timestamp("us", tz="UTC")),
+        ("value", pa.string()),
     ]
 )
 
@@ -51,10 +65,12 @@ TAKEN_SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class Count:
     """What ``count`` found. ``quantities`` has a row a window: hour, tenant_id, service, dimensions, window_start,
-    quantity (DECIMAL(38,12)), events. ``conflicts`` has a row an event that contradicts the ``first`` of its id.
-    ``repeats`` is how many events of an hour, conflicts among them, were not counted."""
+    quantity (DECIMAL(38,12)), events. ``used`` has the values of services that count one once a period: USED_SCHEMA.
+    ``conflicts`` has a row an event that contradicts the ``first`` of its id. ``repeats`` is how many events of an
+    hour, conflicts among them, were not counted."""
 
     quantities: pa.Table
+    used: pa.Table
     conflicts: pa.Table
     repeats: Mapping[datetime, int]
 
@@ -66,11 +82,28 @@ _LANDED = (
     """CREATE TEMP MACRO id_hash(tenant_id, source, event_id, hour) AS
        hash(tenant_id, source, event_id, epoch_us(hour) // 3600000000)""",
     """CREATE TEMP VIEW landed AS
-       SELECT *, make_timestamptz(epoch_us(event_time) // 3600000000 * 3600000000) AS hour,
-              {service: service, dimensions: dimensions, quantity: quantity, event_time: event_time} AS said,
+       SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity,
+              event_time, unique_value, file_row_number,
+              make_timestamptz(epoch_us(event_time) // 3600000000 * 3600000000) AS hour,
+              {service: service, dimensions: dimensions, quantity: quantity, event_time: event_time,
+               unique_value: unique_value} AS said,
               id_hash(tenant_id, source, event_id, event_time) AS h
-       FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false)""",
+       FROM events""",
 )
+_EVENTS = """
+CREATE TEMP VIEW events AS
+SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity, event_time,
+       file_row_number, '' AS unique_value
+FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false)
+"""
+# Files that landed before there was such a column lack it.
+_EVENTS_WITH_VALUES = """
+CREATE TEMP VIEW events AS
+SELECT * REPLACE (coalesce(unique_value, '') AS unique_value)
+FROM (SELECT NULL::VARCHAR AS unique_value WHERE false
+      UNION ALL BY NAME FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false,
+                                          union_by_name = true))
+"""
 # Ids that are there more than once, and ids that belong to another hour. A hash finds them in a fraction of the time
 # and memory that the ids themselves would take; it only prefilters: what it finds is compared by id.
 _WATCHED = """
@@ -91,7 +124,7 @@ LEFT JOIN taken t USING (hour, tenant_id, source, event_id)
 # Events equal to the first of their id are duplicates; the others contradict it, as all events of a taken id do.
 _CONFLICTS = """
 SELECT s.landing_id, s.source, s.uri, s.line, s.byte_offset, s.tenant_id, s.event_id, s.hour,
-       s.service, s.dimensions, s.quantity, s.event_time, f.e AS first
+       s.service, s.dimensions, s.quantity, s.event_time, s.unique_value, f.e AS first
 FROM suspects s JOIN first f USING (hour, tenant_id, source, event_id)
 WHERE f.taken OR s.said <> f.e
 ORDER BY s.landing_id, s.line, s.file_row_number
@@ -102,10 +135,11 @@ FROM suspects s GROUP BY hour
 """
 _COUNTED = """
 CREATE TEMP VIEW counted AS
-SELECT hour, tenant_id, source, event_id, service, dimensions, quantity, event_time
+SELECT hour, tenant_id, source, event_id, service, dimensions, quantity, event_time, unique_value
 FROM landed WHERE h NOT IN (SELECT h FROM watched)
 UNION ALL
-SELECT hour, tenant_id, source, event_id, e.service, e.dimensions, e.quantity, e.event_time FROM first WHERE NOT taken
+SELECT hour, tenant_id, source, event_id, e.service, e.dimensions, e.quantity, e.event_time, e.unique_value
+FROM first WHERE NOT taken
 """
 _WINDOWS = """
 CREATE TEMP VIEW windows AS
@@ -116,6 +150,10 @@ _QUANTITIES = """
 SELECT hour, tenant_id, service, dimensions, window_start,
        CAST({aggregate} AS DECIMAL(38, 12)) AS quantity, count(*) AS events
 FROM windows {where} GROUP BY ALL ORDER BY ALL
+"""
+_USED = """
+SELECT DISTINCT hour, tenant_id, service, dimensions, window_start, unique_value AS value
+FROM windows WHERE list_contains($services, service)
 """
 _LEVELS = """
 SELECT hour, tenant_id, service, dimensions, window_start, boundary, event_time, quantity
@@ -138,36 +176,43 @@ _ROW = pa.schema(
 
 
 def count(
-    files: Sequence[Path],
+    files: Sequence[Path | str],
     cuts: Iterable[Cut] = (),
     *,
     aggregations: Mapping[str, str] | None = None,
+    once_a_period: Sequence[str] = (),
     taken: pa.Table | None = None,
     memory_limit: str | None = None,
 ) -> Count:
     """The quantities in the lake's ``files``, which hold whole hours: all files of an hour, or none of it.
 
-    ``aggregations`` names services that are not summed; ``taken`` (TAKEN_SCHEMA) the ids that belong to an event of
-    another hour. The same events in any order, split over any files, give the same quantities.
+    ``aggregations`` names services that are not summed, ``once_a_period`` those whose values ``used`` shall tell;
+    ``taken`` (TAKEN_SCHEMA) the ids that belong to an event of another hour. The same events in any order, split over
+    any files, give the same quantities.
     """
     rows = [dict(zip(_CUTS.names, cut, strict=True)) for cut in cuts]
     with duck(memory_limit=memory_limit) as db:
-        prepare(db, files)
+        prepare(db, files, values="unique_count" in (aggregations or {}).values())
         db.register("cuts", pa.Table.from_pylist(rows, schema=_CUTS))
         db.register("taken", taken if taken is not None else TAKEN_SCHEMA.empty_table())
         for statement in (_WATCHED, _SUSPECTS, _FIRST, _COUNTED, _WINDOWS):
             db.execute(statement)
         return Count(
             quantities=pa.concat_tables(_quantities(db, aggregations or {})),
+            used=_used(db, once_a_period).cast(USED_SCHEMA),
             conflicts=arrow(db, _CONFLICTS),
             repeats={row["hour"]: row["repeats"] for row in arrow(db, _REPEATS).to_pylist()},
         )
 
 
-def prepare(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """Makes the view ``landed`` of the events in ``files``."""
+def _used(db: duckdb.DuckDBPyConnection, services: Sequence[str]) -> pa.Table:
+    return arrow(db, _USED, services=list(services)) if services else USED_SCHEMA.empty_table()
+
+
+def prepare(db: duckdb.DuckDBPyConnection, files: Sequence[Path | str], *, values: bool = False) -> None:
+    """Makes the view ``landed`` of the events in ``files``; with ``values``, with what unique_count counts."""
     db.execute("SET VARIABLE files = $files", {"files": [str(file) for file in files]})
-    for statement in _LANDED:
+    for statement in (_EVENTS_WITH_VALUES if values else _EVENTS, *_LANDED):
         db.execute(statement)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,9 +19,13 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_arrow, lock_all
 from clawbill_pipeline.metering.counting import Count, Cut, count
 from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
+from clawbill_pipeline.metering.uniques import once_a_period, over_period
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.results import Check
 
+#: So many landings are looked at again rather than marked as done with.
+MARK_STEP = 100
+_SETTLED = timedelta(days=1)
 #: Hours are metered together up to so many events; an hour alone may have more.
 BATCH_EVENTS = 5_000_000
 
@@ -72,11 +76,13 @@ def late_hours(
 
     Metered hours before ``before`` that were touched since; and, if given, hours before ``missed_before`` that nobody
     metered: those for which no schedule ran, because everything was down or because their logs are older than the
-    installation.
+    installation. What it looks at is what landed lately, or is late: it does not grow with history.
     """
     given = {"before": before, "missed_before": missed_before, "limit": limit}
     with ledger.transaction() as connection:
-        return [(row.hour, row.landings) for row in connection.execute(_LATE, given)]
+        found = [(row.hour, row.landings) for row in connection.execute(_LATE, given)]
+        connection.execute(_MARK, {"now": before, "settled": before - _SETTLED, "step": MARK_STEP})
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class _Batch:
 
     events: int
     counted: Count | None
-    revisions: list[tuple[datetime, str]]
+    revisions: list[tuple[datetime, str, str]]
     totals: dict[str, Decimal]
 
 
@@ -118,39 +124,59 @@ def _meter_batch(
     start, end = hours[0], hours[-1] + HOUR
     with ledger.transaction() as connection:
         lock_all(connection, (("metering", hour.isoformat()) for hour in hours))
-        landed = connection.execute(_LANDED, {"start": start, "end": end}).all()
+        landed = connection.execute(LANDED, {"start": start, "end": end}).all()
         counted: Count | None = None
-        revisions: list[tuple[datetime, str]] = []
+        revisions: list[tuple[datetime, str, str]] = []
         if landed:
-            counted = count(
-                [lake.path(row.file) for row in landed],
-                _cuts(catalog, start, end),
-                aggregations={name: service.aggregation for name, service in catalog.services.items()},
-                taken=_taken(connection, lake, start, end, catalog.calendar.conflict_window, memory_limit),
-                memory_limit=memory_limit,
-            )
-            revisions = _write_quantities(connection, counted, start, end, now, run_id)
+            counted = count_landed(connection, lake, catalog, landed, start, end, memory_limit)
+            revisions = write_quantities(connection, counted, start, end, now, run_id)
             _write_conflicts(connection, counted, now)
+        connection.execute(_RECOUNTED, {"start": start, "end": end})
         _write_hours(connection, hours, landed, counted, revisions, now, run_id)
         totals = {row.service: row.quantity for row in connection.execute(_TOTALS, {"start": start, "end": end})}
     return _Batch(sum(row.events for row in landed), counted, revisions, totals)
 
 
+def count_landed(
+    connection: Connection,
+    lake: Lake,
+    catalog: Catalog,
+    landed: Sequence[Row[Any]],
+    start: datetime,
+    end: datetime,
+    memory_limit: str | None = None,
+) -> Count:
+    """The quantities of the files ``landed`` (rows of LANDED), which are all of the hours ``[start, end)``."""
+    taken = _taken(connection, lake, start, end, catalog, memory_limit)
+    with lake.at_hand([row.file for row in landed]) as files:
+        counted = count(
+            files,
+            _cuts(catalog, start, end),
+            aggregations={name: service.aggregation for name, service in catalog.services.items()},
+            once_a_period=over_period(catalog),
+            taken=taken,
+            memory_limit=memory_limit,
+        )
+    return replace(counted, quantities=once_a_period(connection, catalog, counted, start, end))
+
+
 def _taken(
-    connection: Connection, lake: Lake, start: datetime, end: datetime, window: timedelta, memory_limit: str | None
+    connection: Connection, lake: Lake, start: datetime, end: datetime, catalog: Catalog, memory_limit: str | None
 ) -> pa.Table | None:
-    """The ids of ``[start, end)`` that belong to an event of another hour within the window."""
+    """The ids of ``[start, end)`` that belong to an event of another hour within the conflict window."""
+    window = catalog.calendar.conflict_window
     if not window:
         return None
-    rows = connection.execute(_LANDED, {"start": start - window, "end": end + window})
+    rows = connection.execute(LANDED, {"start": start - window, "end": end + window})
     near = [
-        Hour(hour, tuple(lake.path(row.file) for row in of_hour), lake.path(lake.ids_file(hour, len(of_hour), newest)))
+        Hour(hour, tuple(row.file for row in of_hour), lake.ids_file(hour, len(of_hour), newest))
         for hour, of_hour, newest in (
             (hour, of_hour, max(row.landing_id for row in of_hour)) for hour, of_hour in _by_hour(rows).items()
         )
     ]
     own = [hour for hour in near if start <= hour.hour < end]
-    return taken_elsewhere(own, near, window, memory_limit=memory_limit)
+    values = any(service.unique_by for service in catalog.services.values())
+    return taken_elsewhere(lake, own, near, window, values=values, memory_limit=memory_limit)
 
 
 def _by_hour(rows: Iterable[Row[Any]]) -> dict[datetime, list[Row[Any]]]:
@@ -164,17 +190,41 @@ _SIZES = text("""
     SELECT hour, CAST(sum(events) AS bigint) AS events FROM landed_hours
     WHERE hour >= :start AND hour < :end GROUP BY hour
 """)
-_LANDED = text("""
+LANDED = text("""
     SELECT landing_id, hour, events, file FROM landed_hours WHERE hour >= :start AND hour < :end
     ORDER BY landing_id, hour
 """)
-_LATE = text("""
-    SELECT l.hour, l.landings
-    FROM (SELECT hour, count(*) AS landings FROM landed_hours WHERE hour < :before GROUP BY hour) l
-    LEFT JOIN (SELECT hour, max(landings) AS landings FROM metered_hours GROUP BY hour) m USING (hour)
-    WHERE l.landings > m.landings OR m.landings IS NULL AND l.hour < CAST(:missed_before AS timestamptz)
-    ORDER BY l.hour LIMIT :limit
-""")
+# Hours that landings behind the mark touch, and hours that another one has changed: not all hours there ever were.
+_TOUCHED = """
+    WITH touched AS (
+        SELECT DISTINCT hour FROM landed_hours
+        WHERE landing_id > (SELECT coalesce(max(through), 0) FROM landings_mark)),
+    looked_at AS (
+        SELECT t.hour, l.landings, coalesce(c.asked, 0) AS asked, m.landings AS counted,
+               l.landings > m.landings OR c.asked > c.done AS late
+        FROM (SELECT hour FROM touched UNION SELECT hour FROM hour_recounts WHERE asked > done) t
+        LEFT JOIN hour_recounts c USING (hour)
+        CROSS JOIN LATERAL (SELECT count(*) AS landings FROM landed_hours WHERE hour = t.hour) l
+        CROSS JOIN LATERAL (SELECT max(landings) AS landings FROM metered_hours WHERE hour = t.hour) m)
+"""
+_LATE = text(f"""{_TOUCHED}
+    SELECT hour, landings + asked AS landings FROM looked_at
+    WHERE hour < :before AND (late OR counted IS NULL AND hour < CAST(:missed_before AS timestamptz))
+    ORDER BY hour LIMIT :limit
+""")  # noqa: S608 - both parts are constants
+# A transaction that began long ago may yet commit landings of smaller numbers: those of the last day stay in view.
+_MARK = text(f"""{_TOUCHED}
+    , reached AS (
+        SELECT CASE WHEN newest IS NOT NULL THEN least(newest, due - 1) END AS through
+        FROM (SELECT max(id) AS newest FROM landings WHERE landed_at < :settled) s,
+             (SELECT min(h.landing_id) AS due FROM landed_hours h JOIN looked_at USING (hour)
+              WHERE (late OR counted IS NULL)
+                AND h.landing_id > (SELECT coalesce(max(through), 0) FROM landings_mark)) d)
+    INSERT INTO landings_mark (through, marked_at)
+    SELECT through, :now FROM reached WHERE through > (SELECT coalesce(max(through), 0) FROM landings_mark) + :step
+    ON CONFLICT DO NOTHING
+""")  # noqa: S608 - both parts are constants
+_RECOUNTED = text("UPDATE hour_recounts SET done = asked WHERE hour >= :start AND hour < :end AND done < asked")
 _TOTALS = text("""
     SELECT service, sum(quantity) AS quantity FROM (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) service, quantity FROM metered_usage
@@ -187,6 +237,8 @@ _REVISE = text("""
     WITH held AS (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
         FROM metered_usage WHERE hour >= :start AND hour < :end
+          AND (CAST(:tenants AS text[]) IS NULL
+               OR tenant_id = ANY(CAST(:tenants AS text[])) AND window_start < CAST(:until AS timestamptz))
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC)
     INSERT INTO metered_usage (hour, tenant_id, service, dimensions, window_start, revision, quantity, events,
                                reason, metered_at, run_id)
@@ -202,9 +254,20 @@ _REVISE = text("""
 """)
 
 
-def _write_quantities(
-    connection: Connection, counted: Count, start: datetime, end: datetime, now: datetime, run_id: str
-) -> list[tuple[datetime, str]]:
+def write_quantities(
+    connection: Connection,
+    counted: Count,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    run_id: str,
+    tenants: Sequence[str] | None = None,
+    until: datetime | None = None,
+) -> list[tuple[datetime, str, str]]:
+    """Revises what the hours ``[start, end)`` hold: of everybody, or of ``tenants``' windows before ``until`` alone.
+
+    Returns hour, tenant and reason of each new revision.
+    """
     connection.execute(
         text(
             "CREATE TEMP TABLE counted (hour timestamptz, tenant_id text, service text, dimensions text, "
@@ -212,8 +275,9 @@ def _write_quantities(
         )
     )
     copy_arrow(connection, "counted", counted.quantities)
-    written = connection.execute(_REVISE, {"start": start, "end": end, "now": now, "run_id": run_id})
-    return [(row.hour, row.reason) for row in written]
+    given = {"start": start, "end": end, "now": now, "run_id": run_id, "tenants": tenants, "until": until}
+    written = connection.execute(_REVISE, given)
+    return [(row.hour, row.tenant_id, row.reason) for row in written]
 
 
 def _write_conflicts(connection: Connection, counted: Count, now: datetime) -> None:
@@ -247,7 +311,8 @@ _QUARANTINE = text("""
 def _contradiction(row: dict[str, object]) -> str:
     first = row["first"]
     assert isinstance(first, dict)  # noqa: S101 - the shape of our own query
-    differing = [name for name in ("service", "dimensions", "quantity", "event_time") if row[name] != first[name]]
+    said = ("service", "dimensions", "quantity", "event_time", "unique_value")
+    differing = [name for name in said if row[name] != first[name]]
     return (
         f"the event id {row['event_id']!r} was used before with another {' and '.join(differing)}; "
         "the first one is billed. Give each usage event an id of its own"
@@ -259,14 +324,14 @@ def _write_hours(
     hours: list[datetime],
     landed: Sequence[Row[Any]],
     counted: Count | None,
-    revisions: list[tuple[datetime, str]],
+    revisions: list[tuple[datetime, str, str]],
     now: datetime,
     run_id: str,
 ) -> None:
     landings = _by_hour(landed)
     repeats = counted.repeats if counted else {}
     conflicts = Counter(counted.conflicts["hour"].to_pylist()) if counted else Counter()
-    changed = Counter(hour for hour, _ in revisions)
+    changed = Counter(hour for hour, _, _ in revisions)
     connection.execute(
         text("""
             INSERT INTO metered_hours (hour, landings, events, duplicates, conflicts, changed, metered_at, run_id)
@@ -293,7 +358,7 @@ def _cuts(catalog: Catalog, start: datetime, end: datetime) -> Iterator[Cut]:
     """The hours of ``[start, end)`` that a tenant's period boundary cuts in two."""
     alike: dict[tuple[str, int], list[str]] = {}
     for tenant_id, tenant in catalog.tenants.items():
-        alike.setdefault((tenant.time_zone, tenant.anchor_day), []).append(tenant_id)
+        alike.setdefault((tenant.time_zone, tenant.cadence), []).append(tenant_id)
     for tenants in alike.values():
         tenant = catalog.tenants[tenants[0]]
         boundary = tenant.period_at(start).end
@@ -321,7 +386,7 @@ def _result(hours: list[datetime], batches: Sequence[_Batch]) -> Metered:
         for service, quantity in batch.totals.items():
             booked.setdefault(service, []).append(quantity)
     quantities = {service: total(parts) for service, parts in sorted(booked.items())}
-    revisions = [reason for batch in batches for _, reason in batch.revisions]
+    revisions = [reason for batch in batches for _, _, reason in batch.revisions]
     return Metered(
         hours=len(hours),
         events=events,

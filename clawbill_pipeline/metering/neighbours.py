@@ -72,11 +72,17 @@ WHERE o.hour IN (SELECT hour FROM suspects) GROUP BY ALL ORDER BY ALL
 
 
 def taken_elsewhere(
-    own: Sequence[Hour], near: Sequence[Hour], window: timedelta, *, memory_limit: str | None = None
+    own: Sequence[Hour],
+    near: Sequence[Hour],
+    window: timedelta,
+    *,
+    values: bool = False,
+    memory_limit: str | None = None,
 ) -> pa.Table:
     """The ids of the hours ``own`` that an event of another hour, at most ``window`` away, had before: TAKEN_SCHEMA.
 
-    ``near`` are all hours within the window, ``own`` among them. Missing indexes are made.
+    ``near`` are all hours within the window, ``own`` among them; ``values`` as in ``counting.prepare``. Missing indexes
+    are made.
     """
     if len(near) < 2:
         return TAKEN_SCHEMA.empty_table()
@@ -93,7 +99,7 @@ def taken_elsewhere(
         hours = {hour for pair in db.sql("SELECT DISTINCT hour, other FROM suspects").fetchall() for hour in pair}
         if not hours:
             return TAKEN_SCHEMA.empty_table()
-        prepare(db, [file for hour in near if hour.hour in hours for file in hour.files])
+        prepare(db, [file for hour in near if hour.hour in hours for file in hour.files], values=values)
         return arrow(db, _TAKEN, window=window).cast(TAKEN_SCHEMA)
 
 

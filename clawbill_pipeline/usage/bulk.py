@@ -22,7 +22,7 @@ from clawbill_pipeline.catalog.names import dimension_set
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.catalog.sources import Mapping
 from clawbill_pipeline.usage import text
-from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, TENANT, Judge
+from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, MOST, TENANT, Judge
 from clawbill_pipeline.usage.inputs import Line
 from clawbill_pipeline.usage.parquet import ParquetBlock
 from clawbill_pipeline.usage.text import TextBlock
@@ -40,10 +40,12 @@ COLUMNS = pa.schema(
         pa.field("dimensions", FEW, nullable=False),
         pa.field("quantity", pa.decimal128(38, 12), nullable=False),
         pa.field("event_time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("unique_value", FEW, nullable=False),
+        pa.field("cost", pa.decimal128(38, 12)),
     ]
 )
 _QUANTITY = pa.decimal128(38, 12)
-_LARGEST = pa.scalar(Decimal("99999999999999999999999999.999999999999"), _QUANTITY)
+_MOST = pa.scalar(MOST, _QUANTITY)
 _ZERO = pa.scalar(Decimal(0), _QUANTITY)
 #: So few lines are judged one by one rather than looked at again in smaller parts.
 _FEW_LINES = 32
@@ -60,7 +62,9 @@ class Bulk:
         self._services = judge.services
         self._start = pa.scalar(judge.start, pa.timestamp("us", tz="UTC"))
         self._latest = pa.scalar(judge.latest, pa.timestamp("us", tz="UTC"))
-        self._dimensions = sorted({name for service in judge.services.values() for name in service.dimensions})
+        self._unique_by = {name: service.unique_by for name, service in judge.services.items() if service.unique_by}
+        named = {name for service in judge.services.values() for name in service.dimensions}
+        self._dimensions = sorted(named | set(self._unique_by.values()))
         words = dict.fromkeys(("event_id", "tenant_id", "service", *self._dimensions, "specversion"), pa.string())
         # Nine digits of a second are common in logs; they are cut to the lake's six afterwards.
         fields = {**words, "quantity": _QUANTITY, "timestamp": pa.timestamp("ns", tz="UTC")}
@@ -169,7 +173,7 @@ class Bulk:
             known_tenant,
             known_service,
             pc.and_(pc.greater(length, 0), pc.less_equal(length, LONGEST_ID)),
-            pc.less_equal(pc.abs(quantity), _LARGEST),
+            pc.less(pc.abs(quantity), _MOST),
             pc.and_(pc.greater_equal(time, self._start), pc.less_equal(time, self._latest)),
             given["specversion"].is_null(),
         ]
@@ -179,10 +183,13 @@ class Bulk:
         dimensions, told = self._dimension_sets(given, service)
         if told is not None:
             checks.append(told)
+        unique, counted = self._unique_values(given, service)
+        if counted is not None:
+            checks.append(counted)
         good = checks[0]
         for check in checks[1:]:
             good = pc.and_(good, check)
-        columns = [event_id, tenant, service, dimensions, quantity, time]
+        columns = [event_id, tenant, service, dimensions, quantity, time, unique, pa.nulls(len(event_id), _QUANTITY)]
         numbers = np.flatnonzero(good.fill_null(False).to_numpy(zero_copy_only=False))
         if len(numbers) < len(event_id):
             columns = [column.take(pa.array(numbers)) for column in columns]
@@ -206,6 +213,23 @@ class Bulk:
                 joined = pc.binary_join_element_wise(*(values[dimension] for dimension in wanted[name]), "/")
                 sets = pc.if_else(pc.equal(service.indices, number), joined, sets)
         return sets.dictionary_encode().cast(FEW), sets.is_valid()
+
+    def _unique_values(
+        self, given: dict[str, pa.Array], service: pa.DictionaryArray
+    ) -> tuple[pa.Array, pa.Array | None]:
+        """``(values that unique_count counts, whether they are told)``; the latter is None where no service does."""
+        names = service.dictionary.to_pylist()
+        if not any(name in self._unique_by for name in names):
+            return repeated("", len(service)), None
+        values: pa.Array = pa.array([""] * len(service))
+        for number, name in enumerate(names):
+            if name in self._unique_by:
+                told = given[self._unique_by[name]].cast(pa.string())
+                length = pc.utf8_length(told)
+                fits = pc.and_(pc.greater(length, 0), pc.less_equal(length, LONGEST_DIMENSION))
+                told = pc.if_else(fits, told, pa.scalar(None, pa.string()))
+                values = pc.if_else(pc.equal(service.indices, number), told, values)
+        return values.dictionary_encode().cast(FEW), values.is_valid()
 
 
 def _whole(characters: Bytes, starts: Numbers, ends: Numbers) -> npt.NDArray[np.bool_]:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.names import dimension_set
-from clawbill_pipeline.money import EXACT, LIMIT, MoneyError, exact, plain
+from clawbill_pipeline.money import EXACT, LIMIT, SCALE, MoneyError, exact, plain, rounded
 
+#: A quantity is smaller than this: the sum of any hour of up to 100 million events then fits the 38 digits that it has.
+MOST = Decimal(10) ** 18
 #: Clocks of machines differ: an event may be so far ahead of ours.
 AHEAD = timedelta(minutes=5)
 LONGEST_ID = 512
@@ -41,10 +43,13 @@ class Claims:
     time: Any
     dimensions: Mapping[str, Any] = field(default_factory=dict)
     fields: tuple[str, str, str, str, str] = ("event_id", "tenant_id", "service", "quantity", "timestamp")
+    cost: Any = None
 
 
 class Event(NamedTuple):
-    """A usage event as the lake keeps it. ``event_time`` is UTC; ``dimensions`` is a dimension set's name."""
+    """A usage event as the lake keeps it. ``event_time`` is UTC; ``dimensions`` is a dimension set's name;
+    ``unique_value`` is what a service of ``unique_count`` counts, and empty for all others; ``cost`` is what the
+    provider charged in USD, as a witness, or None."""
 
     event_id: str
     tenant_id: str
@@ -52,6 +57,8 @@ class Event(NamedTuple):
     dimensions: str
     quantity: Decimal
     event_time: datetime
+    unique_value: str = ""
+    cost: Decimal | None = None
 
 
 # As the catalogue's models have them.
@@ -104,6 +111,8 @@ class Judge:
                 _dimensions(service, known.dimensions, claims.dimensions),
                 quantity(claims.quantity, quantity_field, negative=known.allow_negative),
                 self._time(claims.time, time_field),
+                _unique_value(service, known.unique_by, claims.dimensions),
+                witnessed(claims.cost),
             )
         except Fault as fault:
             fault.tenant_id = tenant_id
@@ -155,19 +164,64 @@ def _dimensions(service: str, names: tuple[str, ...], claimed: Mapping[str, Any]
         return ""
     values = []
     for name in names:
-        value = claimed.get(name)
-        if isinstance(value, bool):
-            value = str(value).lower()
-        if isinstance(value, Decimal) and value.is_finite():
-            value = plain(value)
-        if value is None or value == "":
+        value = _word(claimed.get(name), name)
+        if value is None:
             raise Fault("missing_dimension", name, f"service {service!r} is priced by {name!r}; add it to the record")
-        values.append(_text(value, name, LONGEST_DIMENSION))
+        values.append(value)
     return dimension_set(values)
+
+
+def _unique_value(service: str, name: str | None, claimed: Mapping[str, Any]) -> str:
+    if name is None:
+        return ""
+    value = _word(claimed.get(name), name)
+    if value is None:
+        raise Fault("missing_field", name, f"service {service!r} counts the values of {name!r}; add it to the record")
+    return value
+
+
+def _word(value: Any, name: str) -> str | None:
+    """A dimension's value as text; None for none."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if isinstance(value, Decimal) and value.is_finite():
+        value = plain(value)
+    return None if value is None or value == "" else _text(value, name, LONGEST_DIMENSION)
 
 
 def quantity(value: Any, name: str, *, negative: bool) -> Decimal:
     """The exact quantity in a JSON number (as Decimal) or a decimal string. Raises Fault; never rounds."""
+    found = number(value, name)
+    if found < 0 and not negative:
+        raise Fault(
+            "negative",
+            name,
+            f"{plain(found)} is negative, and the service takes no usage back; send zero or more, "
+            "or set allow_negative in the catalogue",
+        )
+    if found.copy_abs() >= MOST:
+        raise Fault(
+            "too_large",
+            name,
+            f"{plain(found)} is {MOST:,} or more, which no hour could add up exactly; is it usage at all? "
+            "Send it in a larger unit",
+        )
+    return found
+
+
+def witnessed(value: Any) -> Decimal | None:
+    """What a witness says of an amount, with as many places as the ledger has; None for what is no amount.
+
+    Rounded, unlike all that is billed: gateways compute costs as doubles.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return None
+    found = Decimal(value)
+    return rounded(found, SCALE) if found.is_finite() and found.copy_abs() < MOST else None
+
+
+def number(value: Any, name: str) -> Decimal:
+    """The exact number in a JSON number (as Decimal) or a decimal string, of any size. Raises Fault; never rounds."""
     if value is None or value == "":
         raise _missing(name)
     if isinstance(value, str):
@@ -180,10 +234,10 @@ def quantity(value: Any, name: str, *, negative: bool) -> Decimal:
             "not_a_number", name, f"{name!r} is {_kind(value)}, not a number; send a decimal number such as 1.5"
         )
     try:
-        number = Decimal(value)
-        if not number.is_finite():
+        found = Decimal(value)
+        if not found.is_finite():
             raise Fault("not_finite", name, "the quantity is infinite or NaN; send a decimal number such as 1.5")
-        number = exact(number)
+        return exact(found)
     except (MoneyError, ArithmeticError):
         raise Fault(
             "too_many_digits",
@@ -191,14 +245,6 @@ def quantity(value: Any, name: str, *, negative: bool) -> Decimal:
             "the quantity has more than 26 digits before or 12 after the point, and clawbill never rounds one; "
             "send it in another unit, or rounded",
         ) from None
-    if number < 0 and not negative:
-        raise Fault(
-            "negative",
-            name,
-            f"{plain(number)} is negative, and the service takes no usage back; send zero or more, "
-            "or set allow_negative in the catalogue",
-        )
-    return number
 
 
 def instant(value: Any, name: str) -> datetime:

@@ -7,7 +7,6 @@ transaction commits: the Parquet files are on disk before, and files that no led
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id:
     land at once wait for one another, source by source. An input that can't be read stops no other one.
     """
     total = Total()
-    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(lake.writers) as writer:
         run = Run(lake, ledger, Judge(catalog, now), now, run_id, finished, readers, writer, total)
         for source in catalog.sources:
             run.source(source, catalog.folder)
@@ -201,8 +200,7 @@ class Run:
             rows.append({"landing_id": landing_id, "hour": hour, "events": count, "file": file})
             while len(files) >= BACKLOG:
                 files.popleft().result()
-            path = self.lake.path(file)
-            files.append(self.writer.submit(_write_events, path, landing_id, source, input.uri, events))
+            files.append(self.writer.submit(_write_events, self.lake, file, landing_id, source, input.uri, events))
         batch.hours = {hour: [] for hour in batch.hours}
         if rows:
             connection.execute(_LAND_HOUR, rows)
@@ -210,8 +208,10 @@ class Run:
         return landing_id
 
 
-def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Sequence[pa.RecordBatch]) -> None:
-    """Writes a file of EVENT_SCHEMA, and returns when it is on disk."""
+def _write_events(
+    lake: Lake, name: str, landing_id: int, source: str, uri: str, events: Sequence[pa.RecordBatch]
+) -> None:
+    """Writes a file of EVENT_SCHEMA, and returns when it is stored for good."""
     table = pa.Table.from_batches(events).unify_dictionaries()
     same = {
         "landing_id": pa.repeat(landing_id, len(table)),
@@ -219,13 +219,13 @@ def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Se
         "uri": repeated(uri, len(table)),
     }
     columns = {**same, **{name: table[name] for name in table.column_names}}
-    with path.open("wb") as file:
+    with lake.folder.made(name) as path:
         pq.write_table(
             pa.table(
                 [columns[name] for name in EVENT_SCHEMA.names],
                 schema=pa.schema([field.with_type(columns[field.name].type) for field in EVENT_SCHEMA]),
             ),
-            file,
+            path,
             use_dictionary=["source", "uri", "tenant_id", "service", "dimensions", "unique_value"],
             column_encoding=dict.fromkeys(("line", "byte_offset", "event_time"), "DELTA_BINARY_PACKED"),
             # Ids hardly shrink, and are most of a file: a third of the time for half as much again in size.
@@ -235,8 +235,6 @@ def _write_events(path: Path, landing_id: int, source: str, uri: str, events: Se
             # The file's own types are those of EVENT_SCHEMA; Arrow's dictionaries are but how they were at hand.
             store_schema=False,
         )
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # --- what is known -------------------------------------------------------------------------------------------------
@@ -249,9 +247,9 @@ class Unchanged:
     """
 
     def __init__(self, lake: Lake, source: str) -> None:
-        self._path = lake.path(f"sources/{source}.json")
+        self._folder, self._name = lake.folder, f"sources/{source}.json"
         try:
-            self._stamps: dict[str, list[int | str]] = json.loads(self._path.read_text(encoding="utf-8"))
+            self._stamps: dict[str, list[int | str]] = json.loads(self._folder.read(self._name))
         except (FileNotFoundError, ValueError):
             self._stamps = {}
         self._dirty = False
@@ -267,9 +265,8 @@ class Unchanged:
 
     def keep(self) -> None:
         if self._dirty:
-            fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            fresh.write_text(json.dumps(self._stamps), encoding="utf-8")
-            fresh.replace(self._path)
+            with self._folder.made(self._name) as path:
+                path.write_text(json.dumps(self._stamps), encoding="utf-8")
 
 
 @dataclass

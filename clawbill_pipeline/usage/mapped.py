@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from clawbill_pipeline.catalog.sources import Mapping, TimeValue, Value
 from clawbill_pipeline.money import EXACT
-from clawbill_pipeline.usage.events import Claims, Fault, quantity
+from clawbill_pipeline.usage.events import Claims, Fault, number
 from clawbill_pipeline.usage.inputs import Line
 from clawbill_pipeline.usage.json_formats import parse
 
@@ -141,7 +141,7 @@ def _is_zero(amount: Any) -> bool:
 
 def _decimal(amount: Any, value: Value, tenant: Any) -> Decimal:
     try:
-        return quantity(amount, value.field or "constant", negative=True)
+        return number(amount, value.field or "constant")
     except Fault as fault:
         fault.tenant_id = tenant if isinstance(tenant, str) else None
         raise

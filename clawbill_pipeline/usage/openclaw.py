@@ -107,13 +107,16 @@ class Transcript:
         time = record.get("timestamp") or message.get("timestamp")
         event_id = f"{self._agent}/{self._id(record, message, time)}"
         dimensions = {"provider": message.get("provider"), "model": message.get("model"), "agent": self._agent}
+        costs = usage.get("cost")
         claimed = []
         for service in OPENCLAW_SERVICES:
             count = usage.get(_FIELDS[service]) if service in _FIELDS else Decimal(1)
             # No tokens of a kind are no usage of it; whatever else is no number is a fault.
             if service in self._services and count is not None and not (isinstance(count, Decimal) and count.is_zero()):
                 fields = ("id", "tenant", "service", f"usage.{_FIELDS.get(service, '')}", "timestamp")
-                claimed.append(Claims(f"{event_id}#{service}", self._tenant, service, count, time, dimensions, fields))
+                cost = costs.get(_FIELDS.get(service)) if isinstance(costs, dict) else None
+                own = f"{event_id}#{service}"
+                claimed.append(Claims(own, self._tenant, service, count, time, dimensions, fields, cost))
         return claimed
 
     def _id(self, record: dict[str, Any], message: dict[str, Any], time: Any) -> str:

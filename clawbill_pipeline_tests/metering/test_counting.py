@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,14 @@ from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, Count, Cut, count
 from clawbill_pipeline.money import total
 from clawbill_pipeline_tests.metering.world import HOUR, START, Event, Quantities, event, write_events
 
-AGGREGATIONS = {"jobs": "count", "seats": "max", "quota": "latest", "disk": "time_weighted", "calls": "sum"}
+AGGREGATIONS = {
+    "jobs": "count",
+    "seats": "max",
+    "quota": "latest",
+    "disk": "time_weighted",
+    "calls": "sum",
+    "users": "unique_count",
+}
 CUT: Cut = ("kathmandu", START, START + timedelta(minutes=15))
 
 quantities = st.decimals(Decimal(-10) ** 15, Decimal(10) ** 15, places=12)
@@ -28,9 +36,10 @@ events = st.builds(
     st.integers(0, 7_199).map(lambda seconds: seconds / 60),
     quantities.map(str),
     tenant_id=st.sampled_from(["acme", "globex", "kathmandu"]),
-    service=st.sampled_from(["calls", "tokens", "jobs", "seats", "quota", "disk"]),
+    service=st.sampled_from(["calls", "tokens", "jobs", "seats", "quota", "disk", "users"]),
     dimensions=st.sampled_from(["", "large"]),
     source=st.sampled_from(["app", "web"]),
+    user=st.sampled_from(["", "ann", "bob"]),
 )
 
 
@@ -81,6 +90,8 @@ def _aggregated(key: tuple[datetime, str, str, str, datetime], of_window: list[E
             return Decimal(len(of_window))
         case "seats":
             return max(e.quantity for e in of_window)
+        case "users":
+            return Decimal(len({e.user for e in of_window}))
         case "quota":
             return in_order[-1].quantity
         case "disk":
@@ -104,8 +115,8 @@ def test_what_is_counted_is_what_plain_python_counts(files: list[list[Event]]) -
     # Conservation: each event is counted, a duplicate or a conflict.
     everything = [e for of_file in files for e in of_file]
     contradicting = [e for e in everything for first in kept if identity(e) == identity(first)
-                     and (e.service, e.dimensions, e.quantity, e.at)
-                     != (first.service, first.dimensions, first.quantity, first.at)]  # fmt: skip
+                     and (e.service, e.dimensions, e.quantity, e.at, e.user)
+                     != (first.service, first.dimensions, first.quantity, first.at, first.user)]  # fmt: skip
     assert sum(counted.quantities["events"].to_pylist()) == len(kept)
     assert sum(counted.repeats.values()) == len(everything) - len(kept)
     assert counted.conflicts.num_rows == len(contradicting)
@@ -146,6 +157,19 @@ def test_ids_that_belong_to_another_hour_are_conflicts_with_all_their_repeats() 
     assert {key[0]: quantity for key, quantity in found(counted).items()} == {START: 1, START + HOUR: 1}
     assert counted.repeats == {START: 2}
     assert [row["first"]["event_time"] for row in counted.conflicts.to_pylist()] == [START - HOUR] * 2
+
+
+@pytest.mark.parametrize("newest", [True, False], ids=["with files that have it", "of older files alone"])
+def test_files_of_before_there_were_values_to_count_are_read(newest: bool) -> None:
+    users = [event("a", service="users", user="ann"), event("b", service="users", user="bob")]
+    with TemporaryDirectory() as folder:
+        old, new = Path(folder) / "old.parquet", Path(folder) / "new.parquet"
+        write_events(old, 1, [event("c"), event("d", service="users"), event("e", service="users")])
+        pq.write_table(pq.read_table(old).drop_columns(["unique_value", "cost"]), old)
+        write_events(new, 2, users)
+        counted = count([old, new] if newest else [old], aggregations=AGGREGATIONS)
+    # All usage that landed without a value is one, unnamed.
+    assert {key[2]: quantity for key, quantity in found(counted).items()} == {"calls": 1, "users": 3 if newest else 1}
 
 
 def test_quantities_are_exact_to_the_last_of_38_digits() -> None:

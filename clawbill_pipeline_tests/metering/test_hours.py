@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clawbill_pipeline.metering import hours as hours_module
 from clawbill_pipeline.metering import late_hours
-from clawbill_pipeline.money import total
+from clawbill_pipeline.money import plain, total
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.metering.world import HOUR, NOW, START, Event, World, catalogue, event, world
 
@@ -238,6 +238,110 @@ def test_files_that_no_landing_names_are_not_read(place: World) -> None:
     assert place.meter().quantities == {"calls": 1}
 
 
+# --- values that count once ------------------------------------------------------------------------------------------
+
+
+def test_unique_values_are_counted_in_each_hour(place: World) -> None:
+    users = [event(f"e{number}", 20 * number, service="users", user=user) for number, user in enumerate("abacaa")]
+    place.land(users)
+    place.land([users[0], event("other", 1, service="users", user="a", tenant_id="globex")])
+    place.meter(hours=2)
+    assert place.revisions(tenant_id="acme") == [(1, "first", "2"), (1, "first", "2")]
+    assert place.revisions(tenant_id="globex") == [(1, "first", "1")]
+    place.land([event("late", 5, service="users", user="c"), event("again", 6, service="users", user="b")])
+    place.meter(hours=2)
+    assert place.revisions(tenant_id="acme") == [(1, "first", "2"), (2, "late", "3"), (1, "first", "2")]
+
+
+def test_an_id_used_again_for_another_user_is_a_conflict(place: World) -> None:
+    place.land([event("a", 1, service="users", user="ann")])
+    place.land([event("a", 1, service="users", user="bob"), event("a", 61, service="users", user="ann")])
+    assert place.meter(hours=2).conflicts == 2
+    assert "another unique_value" in place.rows("SELECT * FROM quarantine ORDER BY id")[0]["detail"]
+    assert sum(place.held().values()) == 1
+
+
+def test_members_count_once_a_period_in_the_hour_they_were_there_first(place: World) -> None:
+    """Monthly active users: hours add up to the period's number, and the next period begins anew."""
+    december = 30 * 24 * 60
+    place.land(
+        event(f"{user}{at}", at, service="members", user=user)
+        for user, at in [("ann", 0), ("bob", 10), ("ann", 70), ("cid", 80), ("bob", 500), ("ann", december)]
+    )
+    place.meter(hours=9)
+    place.meter(30 * 24)
+    assert [plain(q) for q in place.held().values()] == ["2", "1", "1"]
+    rows = place.rows("SELECT quantity, events FROM metered_usage ORDER BY hour")
+    assert [(plain(row["quantity"]), row["events"]) for row in rows] == [("2", 2), ("1", 2), ("0", 1), ("1", 1)]
+    assert late(place) == []
+
+
+def test_a_late_event_moves_a_member_to_an_earlier_hour(place: World) -> None:
+    place.land([event("a", 130, service="members", user="ann"), event("b", 130, service="members", user="bob")])
+    place.meter(hours=3)
+    place.land([event("c", 10, service="members", user="ann")])
+    assert late(place) == [(START, 1)]
+    place.meter(0)
+    # The later hour has to be metered again, although nothing landed for it.
+    assert late(place) == [(START + 2 * HOUR, 2)]
+    metered = place.meter(2)
+    assert (metered.new_revisions, late(place)) == (1, [])
+    assert place.revisions() == [(1, "late", "1"), (1, "first", "2"), (2, "corrected", "1")]
+    assert place.meter(hours=3).new_revisions == 0
+
+
+def test_members_of_cut_hours_belong_to_the_period_of_their_window(place: World) -> None:
+    # Kathmandu's November ends at 18:15 UTC.
+    hour = 29 * 24 + 18
+    before, after = hour * 60 + 1, hour * 60 + 16
+    place.land(
+        event(f"{user}{at}", at, service="members", user=user, tenant_id="kathmandu")
+        for user, at in [("ann", 0), ("ann", before), ("bob", before), ("ann", after), ("ann", after + 60)]
+    )
+    place.meter(0)
+    place.meter(hour, hours=2)
+    boundary = place.catalog.tenants["kathmandu"].period("2026-12").start
+    at = START + hour * HOUR
+    assert {key[4]: plain(quantity) for key, quantity in place.held().items()} == {START: "1", at: "1", boundary: "1"}
+
+
+def test_two_workers_who_learn_of_one_member_at_once(place: World) -> None:
+    place.land(event(f"e{hour}", hour * 60 + 1, service="members", user="ann") for hour in range(6))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda hour: place.meter(hour), [5, 3, 1, 4, 2, 0]))
+    while due := late(place):
+        for hour, _ in due:
+            place.meter(int((hour - START) / HOUR))
+    assert {key[0]: plain(quantity) for key, quantity in place.held().items()} == {START: "1"}
+
+
+# --- looking for late usage ------------------------------------------------------------------------------------------
+
+
+def test_looking_for_late_usage_does_not_grow_with_history(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours_module, "MARK_STEP", 0)
+    later = NOW + timedelta(days=2)
+
+    def mark() -> int | None:
+        (row,) = place.rows("SELECT max(through) AS through FROM landings_mark")
+        return row["through"]
+
+    for number in range(4):
+        place.land([event(f"e{number}", 60 * number)])
+    place.meter(hours=3)
+    assert late_hours(place.ledger, before=NOW) == []
+    assert mark() is None, "landings of the last day stay in view"
+    assert late_hours(place.ledger, before=later) == []
+    assert mark() == 3, "the hour that nobody metered keeps its landing in view"
+    place.land([event("late", 1)])
+    assert late_hours(place.ledger, before=later, missed_before=later) == [(START, 2), (START + 3 * HOUR, 1)]
+    place.meter(hours=4)
+    assert late_hours(place.ledger, before=later) == []
+    assert mark() == 5
+    place.land([event("later", 2)])
+    assert late_hours(place.ledger, before=later) == [(START, 3)]
+
+
 quantities = st.decimals(-1_000, 1_000, places=12)
 many = st.lists(
     st.builds(
@@ -246,7 +350,8 @@ many = st.lists(
         st.integers(0, 3 * 3_600 - 1).map(lambda seconds: seconds / 60),
         quantities.map(str),
         tenant_id=st.sampled_from(["acme", "globex", "kathmandu", "nobody"]),
-        service=st.sampled_from(["calls", "tokens", "jobs", "seats", "quota"]),
+        service=st.sampled_from(["calls", "tokens", "jobs", "seats", "quota", "disk", "users", "members"]),
+        user=st.sampled_from(["ann", "bob"]),
     ),
     min_size=1,
     max_size=25,
@@ -278,6 +383,9 @@ def test_any_arrival_ends_in_the_same_quantities(
                 place.land(landing)
                 place.meter(chance.randrange(3))
                 place.meter(hours=3)
+            while due := late(place):
+                for hour, _ in due:
+                    place.meter(int((hour - START) / HOUR))
             held.append(place.held())
             assert place.meter(hours=3).new_revisions == 0
     assert held[0] == held[1]

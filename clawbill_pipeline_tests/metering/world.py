@@ -36,13 +36,15 @@ services:
   seats: {{unit: seat, aggregation: max, allow_negative: true}}
   quota: {{unit: GB, aggregation: latest, allow_negative: true}}
   disk: {{unit: GB-hour, aggregation: time_weighted}}
+  users: {{unit: user-hour, aggregation: unique_count, unique_by: user}}
+  members: {{unit: user, aggregation: unique_count, unique_by: user, unique_over: period}}
 rate_cards:
   card:
     currency: USD
     versions:
       - effective_from: 2026-01-01T00:00:00Z
         prices: {{calls: &one {{model: per_unit, unit_amount: 1}}, tokens: *one, jobs: *one, seats: *one, quota: *one,
-                 disk: *one}}
+                 disk: *one, users: *one, members: *one}}
 tenants:
   acme: {{rate_card: card}}
   globex: {{rate_card: card}}
@@ -65,6 +67,7 @@ class Event(NamedTuple):
     dimensions: str = ""
     source: str = "app"
     line: int = 1
+    user: str = ""
 
     @property
     def hour(self) -> datetime:
@@ -86,6 +89,7 @@ def write_events(path: Path, landing_id: int, events: Sequence[Event]) -> None:
             "landing_id": landing_id, "source": e.source, "uri": f"file:///{landing_id}", "line": e.line,
             "byte_offset": e.line * 100, "event_id": e.event_id, "tenant_id": e.tenant_id, "service": e.service,
             "dimensions": e.dimensions, "quantity": e.quantity, "event_time": e.at,
+            "unique_value": e.user,
         }
         for e in events
     ]  # fmt: skip

@@ -33,6 +33,7 @@ services:
   tokens.cache_read: {{unit: token, dimensions: [provider, model]}}
   tokens.cache_write: {{unit: token, dimensions: [provider, model]}}
   messages: {{unit: message}}
+  users: {{unit: user, aggregation: unique_count, unique_by: user}}
 rate_cards:
   card:
     currency: USD
@@ -41,7 +42,7 @@ rate_cards:
         prices: {prices}
 """
 _SERVICES = (
-    "api.calls", "credits", "tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages",
+    "api.calls", "credits", "tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages", "users",
 )  # fmt: skip
 
 

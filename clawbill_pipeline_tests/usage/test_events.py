@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clawbill_pipeline.money import LIMIT
-from clawbill_pipeline.usage.events import Claims, Event, Fault, Judge, instant, quantity
+from clawbill_pipeline.usage.events import MOST, Claims, Event, Fault, Judge, instant, number, quantity
 from clawbill_pipeline_tests.usage.conftest import NOW, catalogue
 
 judge = Judge(catalogue(), NOW)
@@ -71,6 +71,9 @@ def test_a_tenant_that_the_catalogue_does_not_know_is_metered():
         ({"quantity": Decimal("0.0000000000001")}, "too_many_digits", "quantity"),
         ({"quantity": LIMIT}, "too_many_digits", "quantity"),
         ({"quantity": "1e999999999999999999999"}, "too_many_digits", "quantity"),
+        ({"quantity": MOST}, "too_large", "quantity"),
+        ({"quantity": "123456789012345678901234.5"}, "too_large", "quantity"),
+        ({"quantity": -MOST, "service": "credits"}, "too_large", "quantity"),
         ({"quantity": Decimal(-1)}, "negative", "quantity"),
         ({"time": None}, "missing_field", "timestamp"),
         ({"time": "yesterday"}, "time_unreadable", "timestamp"),
@@ -84,6 +87,9 @@ def test_a_tenant_that_the_catalogue_does_not_know_is_metered():
         ({"time": "2026-11-23T00:05:00.000001Z"}, "in_the_future", "timestamp"),
         ({"service": "tokens.input"}, "missing_dimension", "provider"),
         ({"service": "tokens.input", "dimensions": {"provider": "p", "model": ""}}, "missing_dimension", "model"),
+        ({"service": "users"}, "missing_field", "user"),
+        ({"service": "users", "dimensions": {"user": ["u"]}}, "not_text", "user"),
+        ({"service": "users", "dimensions": {"user": "u" * 257}}, "too_long", "user"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_field_and_its_fix(changes, reason, field):
@@ -111,6 +117,12 @@ def test_dimensions_come_in_the_services_order_and_are_escaped():
     assert event.dimensions == "p/a%2Fb%3Ac"
 
 
+@pytest.mark.parametrize(("value", "kept"), [("u1", "u1"), (Decimal(7), "7"), (True, "true")])
+def test_what_unique_count_counts_is_kept_as_text(value, kept):
+    assert judge.event(claims(service="users", dimensions={"user": value})).unique_value == kept
+    assert judge.event(claims(dimensions={"user": value})).unique_value == ""
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -136,19 +148,30 @@ storable = st.decimals(allow_nan=False, allow_infinity=False, places=12, min_val
 
 
 @given(storable)
-def test_every_quantity_that_fits_is_exact_as_number_and_as_text(number):
-    assert quantity(number, "quantity", negative=True) == number
-    assert quantity(str(number), "quantity", negative=True) == number
+def test_every_number_that_the_ledger_holds_is_exact_as_number_and_as_text(given):
+    assert number(given, "quantity") == number(str(given), "quantity") == given
+    if abs(given) < MOST:
+        assert quantity(given, "quantity", negative=True) == quantity(str(given), "quantity", negative=True) == given
+    else:
+        with pytest.raises(Fault, match="no hour could add up exactly"):
+            quantity(given, "quantity", negative=True)
+
+
+def test_the_largest_quantity_leaves_room_for_the_largest_hour():
+    assert MOST * 10**8 == LIMIT
+    largest = "999999999999999999.999999999999"
+    assert str(quantity(largest, "quantity", negative=False)) == largest
 
 
 @given(st.decimals())
-def test_a_quantity_is_exact_or_a_fault(number):
+def test_a_quantity_is_exact_or_a_fault(given):
     try:
-        kept = quantity(number, "quantity", negative=True)
+        kept = quantity(given, "quantity", negative=True)
     except Fault:
         return
-    assert kept == number
+    assert kept == given
     assert kept.as_tuple().exponent >= -12
+    assert abs(kept) < MOST
 
 
 @given(st.datetimes(timezones=st.timezones()) | st.datetimes(timezones=st.just(UTC)))
