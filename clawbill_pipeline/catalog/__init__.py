@@ -3,10 +3,12 @@
 No I/O but the file. Start reading at ``models.Catalog``; ``loading.load`` reads and checks a file.
 """
 
-from clawbill_pipeline.catalog.loading import CatalogError, load, parse
+from clawbill_pipeline.catalog.customers import with_customers
+from clawbill_pipeline.catalog.loading import load, parse
 from clawbill_pipeline.catalog.models import (
     Calendar,
     Catalog,
+    CatalogError,
     PricedService,
     RateCard,
     RateCardVersion,
@@ -35,4 +37,5 @@ __all__ = [
     "openclaw_service",
     "parse",
     "split_openclaw_service",
+    "with_customers",
 ]

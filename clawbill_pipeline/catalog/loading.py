@@ -10,16 +10,13 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from clawbill_pipeline.catalog.models import Catalog
+from clawbill_pipeline.catalog.customers import with_customers
+from clawbill_pipeline.catalog.models import Catalog, CatalogError
 
 # Longer whole numbers stay text, as those with a point do.
 _WHOLE = re.compile(r"[+-]?\d{1,30}", re.ASCII)
 
 Lines = dict[tuple[str | int, ...], int]
-
-
-class CatalogError(ValueError):
-    """The catalogue can't be used. The message names the file and the line of every fault."""
 
 
 def load(path: Path | str) -> Catalog:
@@ -29,7 +26,8 @@ def load(path: Path | str) -> Catalog:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path}: can't be read: {error}; set CLAWBILL_CATALOG or pass --catalog") from None
-    return parse(text, name=str(path)).at(path.resolve().parent)
+    catalog = parse(text, name=str(path)).at(path.resolve().parent)
+    return with_customers(catalog, catalog.folder / catalog.customers) if catalog.customers else catalog
 
 
 def parse(text: str, name: str = "catalog.yaml") -> Catalog:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clawbill_pipeline.catalog import Period, hours_between
-from clawbill_pipeline.catalog.periods import period_at, period_of_month, utc_hour
+from clawbill_pipeline.catalog.periods import Cadence, period_at, period_of_month, utc_hour
 
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
 anchors = st.integers(1, 31)
@@ -100,3 +100,51 @@ def test_hours_are_half_open_and_leave_nothing_out(moment: datetime, count: int)
     hours = list(hours_between(start, start + timedelta(hours=count)))
     assert len(hours) == count
     assert all(two - one == timedelta(hours=1) for one, two in pairwise(hours))
+
+
+cadences = st.builds(
+    Cadence,
+    interval=st.sampled_from(["day", "week", "month", "year"]),
+    count=st.integers(1, 3),
+    anchor=st.dates(date(2020, 1, 1), date(2027, 12, 31)),
+)
+
+
+@given(moments, cadences, zones)
+@example(datetime(2011, 12, 30, 12, tzinfo=UTC), Cadence("day"), ZoneInfo("Pacific/Apia"))
+@example(datetime(2026, 2, 28, tzinfo=UTC), Cadence("year", 1, date(2024, 2, 29)), ZoneInfo("UTC"))
+def test_periods_of_any_length_tile_time(moment: datetime, cadence: Cadence, zone: ZoneInfo) -> None:
+    period = cadence.period_at(moment, zone)
+    for _ in range(6):
+        # A day that a zone skipped is a period without an instant, which nothing can lie in.
+        after = cadence.period_at(period.end, zone)
+        assert after.start == period.end
+        assert after.key > period.key
+        assert period.end in after
+        assert cadence.period(period.key, zone) == period
+        assert cadence.period_at(period.start, zone) == period
+        period = after
+
+
+def test_quarters_weeks_and_years_start_where_they_are_said_to() -> None:
+    utc, at = ZoneInfo("UTC"), datetime(2026, 2, 11, tzinfo=UTC)
+    for cadence, key, start, end in (
+        (Cadence("month", 3), "2026-01", (2026, 1, 1), (2026, 4, 1)),
+        (Cadence("month", 3, date(2025, 11, 30)), "2025-11", (2025, 11, 30), (2026, 2, 28)),
+        (Cadence("week"), "2026-02-09", (2026, 2, 9), (2026, 2, 16)),
+        (Cadence("week", 2, date(2026, 2, 4)), "2026-02-04", (2026, 2, 4), (2026, 2, 18)),
+        (Cadence("day"), "2026-02-11", (2026, 2, 11), (2026, 2, 12)),
+        (Cadence("year", 1, date(2024, 2, 29)), "2025-02", (2025, 2, 28), (2026, 2, 28)),
+    ):
+        day = datetime(2026, 2, 27, tzinfo=UTC) if "30" in str(cadence) or cadence.interval == "year" else at
+        assert cadence.period_at(day, utc) == Period(datetime(*start, tzinfo=UTC), datetime(*end, tzinfo=UTC), key)
+
+
+def test_a_key_under_which_nothing_starts_is_an_empty_period() -> None:
+    utc = ZoneInfo("UTC")
+    for cadence, key in (
+        (Cadence("month", 3), "2026-02"), (Cadence("month"), "2026-02-01"), (Cadence("week"), "2026-02"),
+        (Cadence("week"), "2026-02-10"), (Cadence("year"), "2026-02"),
+    ):  # fmt: skip
+        assert cadence.period(key, utc).empty
+    assert not Cadence("week").period("2026-02-09", utc).empty

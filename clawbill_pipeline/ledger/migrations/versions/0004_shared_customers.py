@@ -56,7 +56,7 @@ LEFT JOIN LATERAL (
 COMMENT ON VIEW ledger.usage_record_parts IS
     'usage_records by the tenants whose usage they are: a row a tenant where tenants share a customer. The rounding to '
     'whole units is the payer''s, so that the units of a record''s tenants sum to the record''s.';
-"""
+"""  # noqa: S608 -- own text
 
 _TOTALS = """
 CREATE TABLE ledger.planned_totals (
