@@ -14,12 +14,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clawbill_pipeline.clock import clock_of
+from clawbill_pipeline.invoicing import landing as inbox_row
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline.usage import ingested
+from clawbill_pipeline.web.finance.catalogue import CatalogFile
 from clawbill_pipeline.web.finance.routes import finance_routes
-from clawbill_pipeline.web.health import Health, Ready
-from clawbill_pipeline.web.landing import InboxWriter
+from clawbill_pipeline.web.health import Health, Ready, alive
+from clawbill_pipeline.web.ingest import Ingest
+from clawbill_pipeline.web.landing import GroupWriter
+from clawbill_pipeline.web.ledger_metrics import LedgerMetrics
+from clawbill_pipeline.web.metrics import Metrics, WebhookCounts, WebMetrics
 from clawbill_pipeline.web.portal import Portal
 from clawbill_pipeline.web.webhook import Webhook
 
@@ -46,19 +52,29 @@ def create_app(
     it has a token and a Stripe key. Counts of what the webhook took and refused are in ``app.state.counts``.
     """
     counts: Counter[str] = Counter()
-    writer = InboxWriter(ledger.engine, counts)
-    webhook = Webhook(settings.stripe_webhook_secrets, writer, counts, clock_of(settings.clock), live=live)
+    metrics = WebMetrics()
+    clock, catalog = clock_of(settings.clock), CatalogFile(settings)
+    inbox = GroupWriter(ledger.engine, inbox_row.INSERT, inbox_row.insert_values, counts, "Stripe events")
+    webhook = Webhook(settings.stripe_webhook_secrets, inbox, counts, clock, live=live)
+    requests = GroupWriter(ledger.engine, ingested.INSERT, ingested.insert_values, Counter(), "posted usage")
+    ingest = Ingest(catalog, ledger, requests, metrics, clock)
+    metrics.registry.register(WebhookCounts(counts))
+    metrics.registry.register(LedgerMetrics(ledger, catalog.current, clock))
     health = Health(ledger, counts, ready, secret=bool(settings.stripe_webhook_secrets))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await writer.close()
+        await inbox.close()
+        await requests.close()
         ledger.dispose()
 
     routes = [
         Route("/stripe/webhook", webhook.__call__, methods=["POST"]),
+        Route("/usage", ingest.__call__, methods=["POST"]),
+        Route("/metrics", Metrics(metrics.registry, settings.metrics_token).__call__, methods=["GET"]),
         Route("/healthz", health.__call__, methods=["GET"]),
+        Route("/livez", alive, methods=["GET"]),
         *finance_routes(settings, ledger),
     ]
     if portal_token and settings.stripe_key:

@@ -1,4 +1,7 @@
-"""``GET /healthz``: whether every part is ready, by name. Says nothing that an outsider should not know."""
+"""``GET /healthz``: whether every part is ready, by name; ``GET /livez``: whether this process answers.
+
+Neither says anything that an outsider should not know.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from starlette.responses import JSONResponse, Response
 from clawbill_pipeline.ledger import Ledger, LedgerError, migration_state
 
 Ready = Callable[[], Mapping[str, bool]]
+
+
+async def alive(request: Request) -> Response:
+    """For what restarts a process that hangs: a database that is away is no reason to."""
+    return JSONResponse({"alive": True})
 
 
 class Health:

