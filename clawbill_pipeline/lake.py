@@ -60,7 +60,7 @@ class Lake:
 
     @property
     def writers(self) -> int:
-        """How many files it pays to write at once."""
+        """How many files it pays to write, or to ask for, at once."""
         return 1 if isinstance(self.folder, DiskFolder) else _AT_ONCE
 
     def events_file(self, hour: datetime, landing_id: int) -> str:
@@ -105,6 +105,12 @@ class Lake:
                     shutil.copyfileobj(source, copy, _PIECE)
             else:
                 pq.write_table(pq.read_table(source, columns=list(columns)), target, compression="none")
+
+    def missing(self, files: Sequence[str]) -> set[str]:
+        """Those that are not there."""
+        with ThreadPoolExecutor(self.writers) as pool:
+            there = pool.map(self.folder.exists, files)
+            return {file for file, is_there in zip(files, there, strict=True) if not is_there}
 
     def rows(self, files: Sequence[str]) -> dict[str, int | None]:
         """How many rows each file has by its own footer; None for one that is gone or no Parquet file any more."""

@@ -43,7 +43,7 @@ def replay(
     Raises LookupError for an id that quarantine doesn't have, before anything is read.
     """
     found = [entry(ledger, id) for id in ids]
-    with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(lake.writers) as writer:
         run = Run(lake, ledger, Judge(catalog, now), now, run_id, False, readers, writer, Total())
         return [_replay(run, catalog, one) for one in found]
 
