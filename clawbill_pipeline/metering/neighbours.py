@@ -7,16 +7,16 @@ compare. What is compared never grows with history: it is the hours of the confl
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from clawbill_pipeline.duck import arrow, duck
+from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, prepare
 
 
@@ -25,8 +25,12 @@ class Hour:
     """An hour of the lake: all its event files, and where its index is or shall be."""
 
     hour: datetime
-    files: tuple[Path, ...]
-    index: Path
+    files: tuple[str, ...]
+    index: str
+
+
+#: What of an index says where the ids of its hour lie.
+_RANGES = ("hour", "source", "tenant_id", "smallest", "largest")
 
 
 _INDEX = """
@@ -72,6 +76,7 @@ WHERE o.hour IN (SELECT hour FROM suspects) GROUP BY ALL ORDER BY ALL
 
 
 def taken_elsewhere(
+    lake: Lake,
     own: Sequence[Hour],
     near: Sequence[Hour],
     window: timedelta,
@@ -86,35 +91,48 @@ def taken_elsewhere(
     """
     if len(near) < 2:
         return TAKEN_SCHEMA.empty_table()
-    for hour in near:
-        _ensure_index(hour, memory_limit)
+    _make_missing(lake, near, memory_limit)
     with duck(memory_limit=memory_limit) as db:
-        _open(db, own=own, near=near)
-        db.execute(_OVERLAPPING, {"window": window})
+        with _opened(db, lake, own, near, _RANGES):
+            db.execute(_OVERLAPPING, {"window": window})
         paired = {hour for pair in db.sql("SELECT DISTINCT hour, other FROM overlapping").fetchall() for hour in pair}
         if not paired:
             return TAKEN_SCHEMA.empty_table()
-        _open(db, own=[hour for hour in own if hour.hour in paired], near=[h for h in near if h.hour in paired])
-        db.execute(_SUSPECTS)
+        with _opened(db, lake, [h for h in own if h.hour in paired], [h for h in near if h.hour in paired]):
+            db.execute(_SUSPECTS)
         hours = {hour for pair in db.sql("SELECT DISTINCT hour, other FROM suspects").fetchall() for hour in pair}
         if not hours:
             return TAKEN_SCHEMA.empty_table()
-        prepare(db, [file for hour in near if hour.hour in hours for file in hour.files], values=values)
-        return arrow(db, _TAKEN, window=window).cast(TAKEN_SCHEMA)
+        with lake.at_hand([file for hour in near if hour.hour in hours for file in hour.files]) as files:
+            prepare(db, files, values=values)
+            return arrow(db, _TAKEN, window=window).cast(TAKEN_SCHEMA)
 
 
-def _open(db: duckdb.DuckDBPyConnection, **indexes: Sequence[Hour]) -> None:
-    for name, hours in indexes.items():
-        db.execute(f"SET VARIABLE {name} = $files", {"files": [str(hour.index) for hour in hours]})
-        db.execute(_INDEXES.format(name=name))
+@contextmanager
+def _opened(
+    db: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    own: Sequence[Hour],
+    near: Sequence[Hour],
+    columns: Sequence[str] | None = None,
+) -> Iterator[None]:
+    """Views ``own`` and ``near`` of the indexes of these hours, with at least these columns."""
+    with lake.at_hand([hour.index for hour in near], columns) as paths:
+        at = dict(zip((hour.index for hour in near), paths, strict=True))
+        for name, hours in (("own", own), ("near", near)):
+            db.execute(f"SET VARIABLE {name} = $files", {"files": [at[hour.index] for hour in hours]})
+            db.execute(_INDEXES.format(name=name))
+        yield
 
 
-def _ensure_index(hour: Hour, memory_limit: str | None) -> None:
-    if hour.index.exists():
-        return
-    hour.index.parent.mkdir(parents=True, exist_ok=True)
-    fresh = hour.index.with_name(f"{hour.index.name}.{uuid.uuid4().hex}")
-    with duck(memory_limit=memory_limit) as db:
-        prepare(db, hour.files)
-        db.execute(_INDEX, {"target": str(fresh)})
-    fresh.replace(hour.index)
+def _make_missing(lake: Lake, hours: Sequence[Hour], memory_limit: str | None) -> None:
+    missing = lake.missing([hour.index for hour in hours])
+    for hour in hours:
+        if hour.index in missing:
+            with (
+                lake.at_hand(hour.files) as files,
+                lake.folder.made(hour.index) as target,
+                duck(memory_limit=memory_limit) as db,
+            ):
+                prepare(db, files)
+                db.execute(_INDEX, {"target": str(target)})
