@@ -42,13 +42,29 @@ class OpenClawError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """A rating: ``amount`` in the currency's major unit; ``body`` as OpenClaw wrote it, decimals as strings."""
+    """A rating: ``amount`` in the currency's major unit; ``body`` as OpenClaw wrote it, decimals as strings.
+
+    ``terms`` changes when prices do; it is empty where OpenClaw does not say. ``unlimited`` is the amount before
+    ``maximum`` and ``minimum``: the amount itself where it has none, or does not say.
+    """
 
     amount: Decimal
     currency: str
     rate_card_version: str
     body: Mapping[str, Any]
     latency_ms: Decimal
+    unlimited: Decimal
+    maximum: Decimal | None = None
+    minimum: Decimal | None = None
+
+    @property
+    def terms(self) -> str:
+        return terms_of(self.rate_card_version, self.body.get("terms"))
+
+
+def terms_of(rate_card_version: str, terms: Any) -> str:
+    """``Answer.terms`` of what is on record."""
+    return f"{rate_card_version} {terms}" if isinstance(terms, str) else rate_card_version
 
 
 @dataclass(frozen=True)
@@ -170,7 +186,30 @@ def read_answer(text: str, currency: str, latency_ms: Decimal, *, negative: bool
         raise refuse(f"amount_cents: {error}; send a whole number, or a decimal as a string") from None
     if amount < 0 and not negative:
         raise refuse(f"amount_cents is negative ({plain(amount)} {currency}), and the service takes no usage back")
-    return Answer(amount, currency, str(kept.get("rate_card_version") or "")[:200], kept, latency_ms)
+    version = str(kept.get("rate_card_version") or "")[:200]
+    return Answer(amount, currency, version, kept, latency_ms, *_limits(body.get("limits"), amount, currency))
+
+
+def _limits(said: Any, amount: Decimal, currency: str) -> tuple[Decimal, Decimal | None, Decimal | None]:
+    """``(unlimited, maximum, minimum)``. No part of the contract: what does not explain the amount is no such thing."""
+    if isinstance(said, dict) and "unlimited_cents" in said:
+        try:
+            unlimited = _amount(said["unlimited_cents"], currency)
+            maximum, minimum = (
+                _amount(said[key], currency) if key in said else None for key in ("maximum_cents", "minimum_cents")
+            )
+        except (TypeError, ValueError, ArithmeticError):
+            return amount, None, None
+        if limited(unlimited, maximum, minimum) == amount:
+            return unlimited, maximum, minimum
+    return amount, None, None
+
+
+def limited(amount: Decimal, maximum: Decimal | None, minimum: Decimal | None) -> Decimal:
+    """``amount`` within its limits."""
+    if maximum is not None and amount > maximum:
+        return maximum
+    return minimum if minimum is not None and amount < minimum else amount
 
 
 def _kept(text: str) -> str:

@@ -18,7 +18,8 @@ from clawbill_pipeline.ledger.database import lock_all
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
-from clawbill_pipeline.rating.station import Booking, Due, ask, last_booked, lock_groups, write_bookings
+from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standing
+from clawbill_pipeline.rating.station import Booking, Due, ask, write_bookings
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class _Question:
     """A quantity to ask for again: an hour's, or a period's whose difference is booked on its newest window."""
 
     due: Due
-    basis: str
     asked: Decimal
-    before: Decimal
+    standing: Standing | None
 
 
 def rerate(
@@ -59,8 +59,8 @@ def rerate(
     """Asks OpenClaw again for all that is rated in the billing periods that start in month ``period`` (``YYYY-MM``).
 
     A window whose amount differs gets a new revision with the reason ``rerated``; of a ``period_to_date`` service the
-    whole difference is one revision of its newest window. Each tenant is one transaction with its entry in the audit
-    trail. Run again at the same prices, it writes nothing.
+    whole difference, between the answer and the sum of what is booked, is one revision of its newest window. Each
+    tenant is one transaction with its entry in the audit trail. Run again at the same prices, it writes nothing.
     """
     asked = changed = 0
     failed: list[str] = []
@@ -72,7 +72,7 @@ def rerate(
             lock_all(
                 connection, (("rating", hour.isoformat()) for hour in hours_between(utc_hour(span.start), span.end))
             )
-            questions = _questions(connection, tenant_id, span, services)
+            questions = _questions(connection, catalog, tenant_id, span, services)
             bookings, errors = asyncio.run(_ask_all(catalog, openclaw, questions, span))
             failed += errors
             asked += len(questions)
@@ -95,7 +95,7 @@ def rerate(
 
 
 def _questions(
-    connection: Connection, tenant_id: str, span: Period, services: Collection[str] | None
+    connection: Connection, catalog: Catalog, tenant_id: str, span: Period, services: Collection[str] | None
 ) -> list[_Question]:
     given = {
         "tenant_id": tenant_id, "start": span.start, "end": span.end, "first_hour": utc_hour(span.start),
@@ -103,7 +103,7 @@ def _questions(
     }  # fmt: skip
     # Groups are locked before they are read, so that no booking comes between.
     groups = {
-        (tenant_id, row.service, row.dimensions, span.start)
+        Group(tenant_id, row.service, row.dimensions, span.start)
         for row in connection.execute(_HELD, given)
         if row.basis == "period_to_date"
     }
@@ -117,12 +117,12 @@ def _questions(
             reason="rerated", revision=row.revision + 1, held_quantity=row.quantity, held_amount=row.amount, attempts=0,
         )  # fmt: skip
         if row.basis == "hourly":
-            questions.append(_Question(due, "hourly", row.quantity, row.amount))
+            questions.append(_Question(due, row.quantity, None))
         else:
             newest[row.service, row.dimensions] = due  # rows come in order of their windows
     for (service, dimensions), due in newest.items():
-        quantity, amount = last_booked(connection, (tenant_id, service, dimensions, span.start))
-        questions.append(_Question(due, "period_to_date", quantity, amount))
+        standing = read_standing(connection, catalog, Group(tenant_id, service, dimensions, span.start))
+        questions.append(_Question(due, standing.quantity, standing))
     return questions
 
 
@@ -138,9 +138,15 @@ async def _ask_all(
         except OpenClawError as error:
             failed.append(f"{question.due.tenant_id} {question.due.service} {question.due.hour.isoformat()}: {error}")
             return
-        if answer.amount != question.before:
-            amount = total([question.due.held_amount, answer.amount, question.before.copy_negate()])
-            bookings.append(Booking(question.due, question.basis, span.start, question.asked, amount, answer))
+        due, before = question.due, question.standing
+        if before is None:
+            booking = Booking(due, "hourly", span.start, question.asked, answer.amount, answer)
+        else:
+            after = before.anew(answer)
+            amount = total([due.held_amount, after.amount, before.amount.copy_negate()])
+            booking = Booking(due, "period_to_date", span.start, question.asked, amount, answer, after)
+        if booking.amount != due.held_amount:
+            bookings.append(booking)
 
     if questions:
         async with openclaw.session() as session:

@@ -24,6 +24,7 @@ from clawbill_pipeline.catalog import (
     split_openclaw_service,
 )
 from clawbill_pipeline.money import SCALE, total
+from clawbill_pipeline.rating.engine import Share, price_for_share
 from clawbill_pipeline.rating.movements import Comparison, Cost, Movement
 from clawbill_pipeline.rating.vectorised import Priced, rated
 
@@ -112,9 +113,9 @@ def simulate(
     ``usage`` is a query of this connection with ``tenant_id``, ``service``, ``dimensions``, ``window_start``
     (TIMESTAMPTZ) and ``quantity`` (DECIMAL(38,12)), one row a window. For services on ``period_to_date`` it reaches
     back to the beginning of the period that ``start`` lies in (see ``history_start``): an amount is then what the
-    windows add to their period, as booked. A window is rated with the version in force at its start, which for a
-    period that is one quantity is the last window's. With ``as_of``, the candidate's prices are those of that moment
-    throughout.
+    windows add to their period, its minimum included whether or not it has closed. A window is rated with the version
+    in force at its start, which for a period that is one quantity is the last window's. With ``as_of``, the candidate's
+    prices are those of that moment throughout.
     """
     rows = db.execute(_STREAMS.format(usage=usage), {"start": start, "end": end}).fetchall()
     streams = [_Stream(*row) for row in rows]
@@ -180,7 +181,7 @@ def _prices(
     catalog: Catalog, windows: Sequence[_Window], moments: Sequence[datetime]
 ) -> tuple[list[str], dict[str, Priced]]:
     """For each window the key of its price at its moment, and the prices by key: one a price, whoever has it."""
-    keys: dict[tuple[int, str], str] = {}
+    keys: dict[tuple[int, str, tuple[int, int] | None], str] = {}
     prices: dict[str, Priced] = {}
     of_windows = []
     for window, at in zip(windows, moments, strict=True):
@@ -191,8 +192,12 @@ def _prices(
         except UnknownService:
             of_windows.append("")  # of no price: the row's error says so
             continue
-        key = keys.setdefault((id(price), part), str(len(keys)))
-        prices[key] = Priced(price, part or None)
+        tenant = catalog.tenant(window.stream.tenant_id)
+        days = tenant.prorated(price, tenant.period_at(window.start))
+        key = keys.setdefault((id(price), part, days), str(len(keys)))
+        if key not in prices:
+            share = price_for_share(price, Share(*map(Decimal, days))) if days else price
+            prices[key] = Priced(share, part or None)
         of_windows.append(key)
     return of_windows, prices
 

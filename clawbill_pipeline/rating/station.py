@@ -20,10 +20,13 @@ from clawbill_pipeline.ledger.database import copy_rows, lock_all
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
+from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standing
 from clawbill_pipeline.results import Check
 
 #: Rows asked for and booked in one transaction: a crash loses at most this many answers, which are asked for again.
 CHUNK = 20_000
+#: How often a change of prices between two questions makes both be asked again.
+TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ class Due:
 
 @dataclass(frozen=True)
 class Booking:
-    """An amount for a window: ``amount`` is the whole window's; ``asked`` and ``answer`` are OpenClaw's part."""
+    """An amount for a window: ``amount`` is the whole window's; ``asked`` and ``answer`` are OpenClaw's part.
+
+    On ``period_to_date``, ``standing`` is the period's afterwards, and ``without`` the answer for it without the
+    change, where it was asked for anew.
+    """
 
     due: Due
     basis: str
@@ -54,6 +61,8 @@ class Booking:
     asked: Decimal
     amount: Decimal
     answer: Answer
+    standing: Standing | None = None
+    without: Answer | None = None
 
 
 @dataclass(frozen=True)
@@ -193,11 +202,6 @@ _AMOUNTS = text("""
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) c
     GROUP BY currency ORDER BY currency
 """)
-_LAST_BOOKED = text("""
-    SELECT asked_quantity, answered_amount FROM rated_usage
-    WHERE tenant_id = :tenant AND service = :service AND dimensions = :dimensions AND period_start = :period_start
-      AND basis = 'period_to_date' ORDER BY booking DESC LIMIT 1
-""")
 
 
 def _read_due(
@@ -231,8 +235,8 @@ def _rate_chunk(
             by.append((row, period.start))
     groups = _groups(spanning)
     lock_groups(connection, groups)
-    booked = {key: last_booked(connection, key) for key in groups}
-    results = asyncio.run(_ask_all(catalog, openclaw, hourly, groups, booked))
+    standings = {group: read_standing(connection, catalog, group) for group in groups}
+    results = asyncio.run(_ask_all(catalog, openclaw, hourly, groups, standings))
     return [r for r in results if isinstance(r, Booking)], [
         *unmapped,
         *(r for r in results if isinstance(r, Failure)),
@@ -248,29 +252,11 @@ def _unknown(catalog: Catalog, row: Due) -> str | None:
     return None
 
 
-Group = tuple[str, str, str, datetime]
-
-
 def _groups(rows: Iterable[tuple[Due, datetime]]) -> dict[Group, list[Due]]:
     def key(item: tuple[Due, datetime]) -> Group:
-        return item[0].tenant_id, item[0].service, item[0].dimensions, item[1]
+        return Group(item[0].tenant_id, item[0].service, item[0].dimensions, item[1])
 
     return {group: [row for row, _ in items] for group, items in groupby(sorted(rows, key=key), key=key)}
-
-
-def lock_groups(connection: Connection, groups: Iterable[Group]) -> None:
-    """Waits until nobody else books in these groups. Once a transaction, after the hours are locked."""
-    lock_all(connection, (("period", *group[:3], group[3].isoformat()) for group in groups))
-
-
-def last_booked(connection: Connection, group: Group) -> tuple[Decimal, Decimal]:
-    """The quantity that a group's last booking asked for, and what it was answered: its total so far."""
-    tenant, service, dimensions, period_start = group
-    row = connection.execute(
-        _LAST_BOOKED,
-        {"tenant": tenant, "service": service, "dimensions": dimensions, "period_start": period_start},
-    ).first()
-    return (row.asked_quantity, row.answered_amount) if row else (Decimal(0), Decimal(0))
 
 
 async def _ask_all(
@@ -278,7 +264,7 @@ async def _ask_all(
     openclaw: OpenClaw,
     hourly: Sequence[tuple[Due, datetime]],
     groups: dict[Group, list[Due]],
-    booked: dict[Group, tuple[Decimal, Decimal]],
+    standings: dict[Group, Standing],
 ) -> list[Booking | Failure]:
     async with openclaw.session() as session:
         asker = Asker(session, attempts=catalog.rating.attempts, concurrency=catalog.rating.concurrency)
@@ -293,22 +279,46 @@ async def _ask_all(
         async def to_date(group: Group) -> list[Booking | Failure]:
             # Each booking is the difference that one row makes to the period's total, in order of arrival, so they
             # telescope to the rate of the whole. A row that fails is simply not part of the total yet.
-            quantity, amount = booked[group]
+            before = standings[group]
             results: list[Booking | Failure] = []
             for row in groups[group]:
-                asked = total([quantity, row.quantity, row.held_quantity.copy_negate()])
+                asked = total([before.quantity, row.quantity, row.held_quantity.copy_negate()])
                 try:
-                    answer = await ask(asker, catalog, row, asked)
+                    answer, without = await _with_and_without(asker, catalog, row, asked, before)
                 except OpenClawError as error:
                     results.append(_failure(row, error))
                     continue
-                whole = total([row.held_amount, answer.amount, amount.copy_negate()])
-                results.append(Booking(row, "period_to_date", group[3], asked, whole, answer))
-                quantity, amount = asked, answer.amount
+                anew = without.unlimited if without else None
+                after = before.with_(asked, answer, window=row.window_start, without=anew)
+                amount = total([row.held_amount, after.amount, before.amount.copy_negate()])
+                results.append(
+                    Booking(row, "period_to_date", group.period_start, asked, amount, answer, after, without)
+                )
+                before = after
             return results
 
         parts = await asyncio.gather(*(by_hour(*item) for item in hourly), *(to_date(group) for group in groups))
     return [result for part in parts for result in part]
+
+
+async def _with_and_without(
+    asker: Asker, catalog: Catalog, row: Due, asked: Decimal, before: Standing
+) -> tuple[Answer, Answer | None]:
+    """The answers for the period with the row's change and, unless the last one booked still holds, without it."""
+    if before.currency not in (None, catalog.currency(row.tenant_id)):
+        raise OpenClawError(
+            f"the period is booked in {before.currency} so far, and the tenant's rate card is in "
+            f"{catalog.currency(row.tenant_id)} now: change currencies at the end of a period",
+            retryable=False,
+        )
+    for _ in range(TURNS):
+        answer = await ask(asker, catalog, row, asked)
+        if before.terms in (None, answer.terms):
+            return answer, None
+        without = await ask(asker, catalog, row, before.quantity)
+        if without.terms == answer.terms:
+            return answer, without
+    raise OpenClawError(f"OpenClaw's prices changed between two questions, {TURNS} times in a row", retryable=True)
 
 
 async def ask(asker: Asker, catalog: Catalog, row: Due, quantity: Decimal) -> Answer:
@@ -334,7 +344,7 @@ def _first_error(failed: Sequence[Failure]) -> str | None:
 _RATED_COLUMNS = (
     "hour", "tenant_id", "service", "dimensions", "window_start", "revision", "metered_revision", "basis", "reason",
     "quantity", "amount", "currency", "asked_quantity", "answered_amount", "period_start", "answer",
-    "rate_card_version", "latency_ms", "rated_at", "run_id",
+    "rate_card_version", "latency_ms", "rated_at", "run_id", "unlimited_amount", "period_unlimited", "without_answer",
 )  # fmt: skip
 
 
@@ -350,7 +360,8 @@ def write_bookings(connection: Connection, bookings: Sequence[Booking], now: dat
                 b.due.hour, b.due.tenant_id, b.due.service, b.due.dimensions, b.due.window_start, b.due.revision,
                 b.due.metered_revision, b.basis, b.due.reason, b.due.quantity, b.amount, b.answer.currency, b.asked,
                 b.answer.amount, b.period_start, json.dumps(b.answer.body), b.answer.rate_card_version,
-                b.answer.latency_ms, now, run_id,
+                b.answer.latency_ms, now, run_id, b.answer.unlimited if b.standing else None,
+                b.standing.unlimited if b.standing else None, json.dumps(b.without.body) if b.without else None,
             )
             for b in bookings
         ),

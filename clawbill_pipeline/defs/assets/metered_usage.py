@@ -10,7 +10,7 @@ from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.metering import meter
-from clawbill_pipeline.metering.unused import meter_unused_of
+from clawbill_pipeline.metering.unused import meter_unused
 
 
 @dg.asset(
@@ -35,5 +35,5 @@ def metered_usage(
 ) -> dg.MaterializeResult:
     """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
     result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
-    unused = meter_unused_of(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
-    return materialized(result, rows=result.rows, unused_at_period_end=unused)
+    closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
+    return materialized(result, rows=result.rows, closed_hours=len(closing))

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from typing import Any
 
-from clawbill_pipeline.catalog.prices import ONE, ZERO, Discount, FixedDiscount, PercentageDiscount, TieredDiscount
+from clawbill_pipeline.catalog.prices import (
+    ONE,
+    ZERO,
+    Capacity,
+    Discount,
+    FixedDiscount,
+    Graduated,
+    GraduatedPercentage,
+    Matrix,
+    PercentageDiscount,
+    PercentTier,
+    Price,
+    Tier,
+    TieredDiscount,
+    TimeOfUse,
+    Volume,
+)
 from clawbill_pipeline.rating.engine.arithmetic import exactly, quotient
 from clawbill_pipeline.rating.engine.values import Line, Rating, Share
 
@@ -22,7 +39,43 @@ def discounted(amount: Decimal, discounts: Iterable[Discount]) -> Rating:
 def prorated(amount: Decimal, share: Share) -> Decimal:
     """``amount`` for a share of the period; to the ledger's 12 places where the division does not end."""
     with exactly():
-        return scaled(amount, share)
+        return quotient(amount * share.part, share.whole)
+
+
+def price_for_share(price: Price, share: Share) -> Price:
+    """``price`` with what belongs to the period and not to usage for a share of it: flat amounts, included units,
+    maximum and minimum, also of its tiers, cells and bands. Nothing else changes."""
+    if share is WHOLE:
+        return price
+    with exactly():
+        return _shrunk(price, share)
+
+
+def _shrunk(price: Price, share: Share) -> Price:
+    changes: dict[str, Any] = {}
+    for name in ("flat_amount", "included", "maximum", "minimum"):
+        if (amount := getattr(price, name, None)) is not None:
+            changes[name] = quotient(amount * share.part, share.whole)
+    match price:
+        case Capacity():
+            amounts = (quotient(tier.amount * share.part, share.whole) for tier in price.tiers)
+            tiers = zip(price.tiers, amounts, strict=True)
+            changes["tiers"] = tuple(tier.model_copy(update={"amount": amount}) for tier, amount in tiers)
+        case Graduated() | Volume() | GraduatedPercentage():
+            changes["tiers"] = tuple(_flat_shrunk(tier, share) for tier in price.tiers)
+        case Matrix():
+            changes["cells"] = {name: _shrunk(cell, share) for name, cell in price.cells.items()}
+        case TimeOfUse():
+            changes["bands"] = tuple(
+                band.model_copy(update={"price": _shrunk(band.price, share)}) for band in price.bands
+            )
+    if (otherwise := getattr(price, "otherwise", None)) is not None:
+        changes["otherwise"] = _shrunk(otherwise, share)
+    return price.model_copy(update=changes)
+
+
+def _flat_shrunk(tier: Tier | PercentTier, share: Share) -> Tier | PercentTier:
+    return tier.model_copy(update={"flat_amount": quotient(tier.flat_amount * share.part, share.whole)})
 
 
 def true_up(minimum: Decimal, invoiced: Decimal) -> Decimal:
@@ -33,10 +86,6 @@ def true_up(minimum: Decimal, invoiced: Decimal) -> Decimal:
 
 def total(lines: Iterable[Line]) -> Decimal:
     return sum((line.amount for line in lines), ZERO)
-
-
-def scaled(amount: Decimal, share: Share) -> Decimal:
-    return amount if share is WHOLE else quotient(amount * share.part, share.whole)
 
 
 def discount_lines(amount: Decimal, discounts: Iterable[Discount]) -> Iterator[Line]:

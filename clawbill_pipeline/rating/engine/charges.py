@@ -29,15 +29,15 @@ def converted(price: Simple, quantity: Decimal) -> tuple[Decimal, Decimal]:
     return whole(units.scaleb(rule.decimals), per, rule.round).scaleb(-rule.decimals), ONE
 
 
-def charge(price: Simple, usage: Usage, included: Decimal) -> list[Line]:
-    """The lines of ``usage``, of which ``included`` (converted) units are free."""
+def charge(price: Simple, usage: Usage) -> list[Line]:
+    """The lines of ``usage``, before discounts and limits."""
     if usage.quantity < 0 and not isinstance(price, prices.PerUnit | prices.Dynamic | prices.Percentage):
         raise RatingError(f"a {price.model} price has no amount for the negative quantity {usage.quantity:f}")
     if isinstance(price, prices.Percentage):
-        return list(_percentage(price, usage, included))
+        return list(_percentage(price, usage))
     units, per = converted(price, usage.quantity)
     flat = usage.quantity > 0 or (price.charge_flat_on_zero and usage.quantity == 0)
-    return list(_MODELS[type(price)](price, _beyond(units, included * per), per, flat))
+    return list(_MODELS[type(price)](price, _beyond(units, price.included * per), per, flat))
 
 
 def _beyond(units: Decimal, included: Decimal) -> Decimal:
@@ -125,17 +125,17 @@ def _reached(tiers: tuple[Any, ...], units: Decimal, per: Decimal) -> tuple[int,
     return next((n, tier) for n, tier in enumerate(tiers, 1) if tier.up_to is None or units <= tier.up_to * per)
 
 
-def _percentage(price: prices.Percentage, usage: Usage, included: Decimal) -> Iterator[Line]:
+def _percentage(price: prices.Percentage, usage: Usage) -> Iterator[Line]:
     if usage.events is not None:
-        return _percentage_of_each(price, usage.events, included)
+        return _percentage_of_each(price, usage.events)
     if price.min_per_event is not None or price.max_per_event is not None:
         raise RatingError("a percentage with limits an event needs the amount of each event, not only their sum")
-    return _percentage_of_sum(price, usage, included)
+    return _percentage_of_sum(price, usage)
 
 
-def _percentage_of_sum(price: prices.Percentage, usage: Usage, included: Decimal) -> Iterator[Line]:
+def _percentage_of_sum(price: prices.Percentage, usage: Usage) -> Iterator[Line]:
     units, per = converted(price, usage.quantity)
-    units = _beyond(units, included * per)
+    units = _beyond(units, price.included * per)
     if units:
         yield _line(units, price.percent.scaleb(-2), per)
     if price.fixed_per_event and usage.quantity:
@@ -150,8 +150,9 @@ def _fees(price: prices.Percentage, events: int) -> Line:
     return Line("usage", events * price.fixed_per_event, Decimal(events), price.fixed_per_event, name="per event")
 
 
-def _percentage_of_each(price: prices.Percentage, events: tuple[Decimal, ...], included: Decimal) -> Iterator[Line]:
+def _percentage_of_each(price: prices.Percentage, events: tuple[Decimal, ...]) -> Iterator[Line]:
     """Event by event: the first ones are free as long as the included amount or, without one, the free events last."""
+    included = price.included
     free_events = 0 if included else price.free_events
     charged, base, raised, cut = 0, ZERO, ZERO, ZERO
     for event in events:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 from clawbill_pipeline.catalog.prices import ZERO, Capacity, Matrix, Price, Simple, TimeOfUse
-from clawbill_pipeline.rating.engine.adjustments import WHOLE, discount_lines, limit_lines, scaled, total
+from clawbill_pipeline.rating.engine.adjustments import WHOLE, discount_lines, limit_lines, price_for_share, total
 from clawbill_pipeline.rating.engine.arithmetic import exactly
 from clawbill_pipeline.rating.engine.charges import charge
 from clawbill_pipeline.rating.engine.values import Line, Rating, RatingError, Share, Usage
@@ -20,11 +20,12 @@ def rate(price: Price, usage: Usage | Decimal, *, share: Share = WHOLE, credit: 
     ``credit`` is a prepaid balance that is drawn down last. Raises RatingError where the price needs to know more.
     """
     usage = Usage(usage) if isinstance(usage, Decimal) else usage
+    price = price_for_share(price, share)
     with exactly():
-        lines = _rated(price, usage, share)
+        lines = _rated(price, usage)
         if credit:
             lines.append(Line("credit", -min(credit, max(total(lines), ZERO))))
-        return Rating(total(lines), tuple(lines))
+        return Rating(total(lines), tuple(lines), price.maximum, price.minimum)
 
 
 def rate_buckets(price: Price, buckets: Iterable[Usage | Decimal]) -> Rating:
@@ -60,31 +61,24 @@ def correction(price: Price, usage: Usage | Decimal, billed: Decimal) -> Rating:
         return Rating(total(lines), lines)
 
 
-def _rated(price: Price, usage: Usage, share: Share) -> list[Line]:
+def _rated(price: Price, usage: Usage) -> list[Line]:
     if isinstance(price, Matrix):
-        lines = [line for part, quantity in _cells(price, usage) for line in _part(price, part, quantity, share)]
+        lines = [line for part, quantity in _cells(price, usage) for line in _part(price, part, quantity)]
     elif isinstance(price, TimeOfUse):
-        lines = [line for part, quantity in _bands(price, usage) for line in _part(price, part, quantity, share)]
+        lines = [line for part, quantity in _bands(price, usage) for line in _part(price, part, quantity)]
         if price.flat_amount and (usage.quantity > 0 or price.charge_flat_on_zero):
-            lines.append(Line("flat", scaled(price.flat_amount, share)))
+            lines.append(Line("flat", price.flat_amount))
     elif isinstance(price, Capacity):
-        lines = [_capacity(price, usage, share)]
+        lines = [_capacity(price, usage)]
     else:
-        lines = charge(price, usage, scaled(price.included, share))
-        if share is not WHOLE:
-            lines = [_prorated(line, share) for line in lines]
+        lines = charge(price, usage)
     lines.extend(discount_lines(total(lines), price.discounts))
-    maximum, minimum = (None if limit is None else scaled(limit, share) for limit in (price.maximum, price.minimum))
-    lines.extend(limit_lines(total(lines), maximum, minimum))
+    lines.extend(limit_lines(total(lines), price.maximum, price.minimum))
     return lines
 
 
-def _prorated(line: Line, share: Share) -> Line:
-    return replace(line, amount=scaled(line.amount, share)) if line.kind == "flat" else line
-
-
-def _part(price: Matrix | TimeOfUse, part: str, quantity: Decimal, share: Share) -> list[Line]:
-    return [replace(line, part=part) for line in _rated(_price_of(price, part), Usage(quantity), share)]
+def _part(price: Matrix | TimeOfUse, part: str, quantity: Decimal) -> list[Line]:
+    return [replace(line, part=part) for line in _rated(_price_of(price, part), Usage(quantity))]
 
 
 def _price_of(price: Matrix | TimeOfUse, part: str) -> Simple:
@@ -112,7 +106,7 @@ def _bands(price: TimeOfUse, usage: Usage) -> Iterable[tuple[str, Decimal]]:
     return [(band, usage.quantity)]
 
 
-def _capacity(price: Capacity, usage: Usage, share: Share) -> Line:
+def _capacity(price: Capacity, usage: Usage) -> Line:
     units = {unit for tier in price.tiers for unit in tier.limits}
     if usage.parts is not None:
         used = usage.parts
@@ -126,7 +120,7 @@ def _capacity(price: Capacity, usage: Usage, share: Share) -> Line:
         if all(used.get(unit, ZERO) <= most for unit, most in tier.limits.items())
     )
     due = price.charge_flat_on_zero or any(used.values())
-    return Line("flat", scaled(tier.amount, share) if due else ZERO, tier=number)
+    return Line("flat", tier.amount if due else ZERO, tier=number)
 
 
 def _difference(lines: tuple[Line, ...], before: tuple[Line, ...]) -> Rating:

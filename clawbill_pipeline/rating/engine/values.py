@@ -76,13 +76,29 @@ class Line:
     part: str | None = None
     name: str = ""
 
+    @property
+    def is_of_the_whole(self) -> bool:
+        """Whether the line is about all of the price, not a tier, a part or single events."""
+        return self.tier is None and self.part is None and not self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """An exact, unrounded amount in major units, and the lines that sum to it."""
+    """An exact, unrounded amount in major units, and the lines that sum to it.
+
+    ``maximum`` and ``minimum`` are those of the price, prorated; ``unlimited`` is the amount before them.
+    """
 
     amount: Decimal
     lines: tuple[Line, ...]
+    maximum: Decimal | None = None
+    minimum: Decimal | None = None
+
+    @property
+    def unlimited(self) -> Decimal:
+        limits = (ln.amount for ln in self.lines if ln.kind in ("maximum", "minimum") and ln.is_of_the_whole)
+        with localcontext(EXACT):
+            return self.amount - sum(limits, Decimal(0))
 
     @property
     def discounts(self) -> tuple[Line, ...]:

@@ -96,6 +96,16 @@ DOCUMENT: dict[str, Any] = {
                     "lines": {"type": "array", "items": {"$ref": "#/components/schemas/Line"}},
                     "rate_card": _STRING,
                     "rate_card_version": _STRING,
+                    "terms": {
+                        **_STRING,
+                        "description": "Changes with anything but the request that the amount depends on.",
+                    },
+                },
+                {
+                    "limits": _object(
+                        {"unlimited_cents": {**_CENTS, "description": "The amount before maximum and minimum."}},
+                        {"maximum_cents": _CENTS, "minimum_cents": _CENTS},
+                    )
                 },
             ),
             "Line": _object(

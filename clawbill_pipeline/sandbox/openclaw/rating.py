@@ -9,8 +9,10 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from clawbill_pipeline.catalog import Catalog, UnknownService, UnknownTenant, split_openclaw_service
+from clawbill_pipeline.catalog.models import PricedService
+from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.money import MoneyError, exact, exponent, plain
-from clawbill_pipeline.rating.engine import Line, RatingError, Usage, rate
+from clawbill_pipeline.rating.engine import Line, Rating, RatingError, Share, Usage, price_for_share, rate
 from clawbill_pipeline.sandbox.openclaw.problems import Problem
 
 _FIELDS = {"tenant_id", "service", "quantity"}
@@ -26,8 +28,12 @@ def _no_constant(name: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant)
 
 
-def answer(catalog: Catalog, body: bytes, at: datetime) -> dict[str, Any]:
-    """The answer to a rating request, decimals as strings, at the prices in force at ``at``. Raises Problem."""
+def answer(catalog: Catalog, body: bytes, now: datetime) -> dict[str, Any]:
+    """The answer to a rating request, decimals as strings. Raises Problem.
+
+    A request does not say when its usage was. An hour is rated once it has ended and the catalogue's metering lag has
+    passed, so the prices and the billing period are those of that hour, until a day's or a month's last one is rated.
+    """
     request = read_object(body)
     if request.keys() != _FIELDS:
         missing, unknown = sorted(_FIELDS - request.keys()), sorted(request.keys() - _FIELDS)
@@ -36,9 +42,10 @@ def answer(catalog: Catalog, body: bytes, at: datetime) -> dict[str, Any]:
     tenant_id, service = _name(request, "tenant_id"), _name(request, "service")
     quantity = _quantity(request["quantity"])
     try:
-        found = catalog.price_for(tenant_id, service, at)
+        found = _found(catalog, tenant_id, service, now)
         _, part = split_openclaw_service(service)
-        rating = rate(found.price, Usage(quantity, part=part or None))
+        price = price_for_share(found.price, Share(*map(Decimal, found.days))) if found.days else found.price
+        rating = rate(price, Usage(quantity, part=part or None))
     except UnknownTenant as error:
         raise Problem(404, "unknown-tenant", _said(error), field="tenant_id") from None
     except UnknownService as error:
@@ -54,9 +61,23 @@ def answer(catalog: Catalog, body: bytes, at: datetime) -> dict[str, Any]:
         "quantity": plain(quantity),
         "discounts": [{"name": line.name, "amount_cents": _minor(-line.amount, digits)} for line in rating.discounts],
         "lines": [_line(line, digits) for line in rating.lines],
+        **({"limits": _limits(rating, digits)} if (rating.maximum, rating.minimum) != (None, None) else {}),
         "rate_card": found.rate_card,
         "rate_card_version": found.version,
+        "terms": found.price.digest + (f" {found.days[0]}/{found.days[1]}" if found.days else ""),
     }
+
+
+def _found(catalog: Catalog, tenant_id: str, service: str, now: datetime) -> PricedService:
+    try:
+        return catalog.price_for(tenant_id, service, now - catalog.calendar.metering_lag - HOUR)
+    except UnknownService:
+        return catalog.price_for(tenant_id, service, now)  # prices that have only just begun
+
+
+def _limits(rating: Rating, digits: int) -> dict[str, str]:
+    known = {"unlimited": rating.unlimited, "maximum": rating.maximum, "minimum": rating.minimum}
+    return {f"{name}_cents": _minor(amount, digits) for name, amount in known.items() if amount is not None}
 
 
 def read_object(body: bytes) -> dict[str, Any]:

