@@ -7,6 +7,7 @@ above belongs to the next one, so a fraction between two whole numbers always ha
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -184,6 +185,16 @@ class _Limited(_Closed):
     maximum: NotNegative | None = Field(None, description="The most that is charged.")
     minimum: NotNegative | None = Field(None, description="The least that is charged, also for no usage.")
     charge_flat_on_zero: bool = Field(True, description="Whether no usage is charged the flat amount, as Stripe does.")
+    prorate: bool = Field(
+        False,
+        description="Whether flat amounts, included units, maximum and minimum shrink with the days that the "
+        "subscription runs in its first and last period.",
+    )
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any of the price's terms."""
+        return hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _limits(self) -> _Limited:
@@ -418,6 +429,8 @@ def needs_more_than_a_quantity(price: Price, dimensions: Sequence[str]) -> str |
 
     ``dimensions`` are the names of those that the service's own name carries, in their order.
     """
+    if any(part.prorate for part in _parts(price)):
+        return "prorate: true belongs to the price as a whole, not to a cell or band of it; write it beside model"
     match price:
         case Matrix() if not dimensions:
             return (
