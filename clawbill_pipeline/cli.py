@@ -46,6 +46,7 @@ MODULES: dict[str, str] = {
     "quarantine": "clawbill_pipeline.commands.quarantine:quarantine",
     "retry": "clawbill_pipeline.commands.retry:retry",
     "simulate": "clawbill_pipeline.commands.simulate:simulate",
+    "tokens": "clawbill_pipeline.commands.tokens:tokens",
     "users": "clawbill_pipeline.commands.users:users",
     "webhooks": "clawbill_pipeline.commands.webhooks:webhooks",
 }

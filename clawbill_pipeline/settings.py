@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -55,6 +56,12 @@ class Settings(BaseModel):
     alerts: SecretStr | None = Field(
         None, description="CLAWBILL_ALERTS: who is told of breaks, failed runs and the like; see docs/alerts.md."
     )
+    metrics_token: SecretStr | None = Field(
+        None, description="CLAWBILL_METRICS_TOKEN: what Prometheus shows at /metrics; without it, this machine alone."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="CLAWBILL_LOG_FORMAT: json writes one object a line, with run, tenant and hour."
+    )
     clock: Path | None = Field(None, description="CLAWBILL_CLOCK: a file with the time to live at (demonstrations).")
 
     @classmethod
@@ -78,6 +85,8 @@ class Settings(BaseModel):
             "proxy_user_header": env.get("CLAWBILL_PROXY_USER_HEADER"),
             "proxy_addresses": _networks(env.get("CLAWBILL_PROXY_ADDRESSES", "")),
             "alerts": env.get("CLAWBILL_ALERTS"),
+            "metrics_token": env.get("CLAWBILL_METRICS_TOKEN"),
+            "log_format": _log_format(env.get("CLAWBILL_LOG_FORMAT")),
             "clock": env.get("CLAWBILL_CLOCK"),
         }
         values: dict[str, object] = {name: value for name, value in named.items() if value}
@@ -122,6 +131,12 @@ class Settings(BaseModel):
             raise SettingsError("Stripe is not configured: set STRIPE_SECRET_KEY")
         refuse_live(self.stripe_key, live_allowed=live_allowed)
         return self.stripe_key
+
+
+def _log_format(text: str | None) -> str | None:
+    if text and text not in ("text", "json"):
+        raise SettingsError(f"CLAWBILL_LOG_FORMAT is {text!r}; write text or json")
+    return text
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -21,7 +21,7 @@ from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, utc_hour
 from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
-from clawbill_pipeline.catalog.sources import Source
+from clawbill_pipeline.catalog.sources import Http, Source
 from clawbill_pipeline.money import currency_code
 
 
@@ -359,6 +359,8 @@ class Catalog(Closed):
                 ("closing",), "margin_minutes is not shorter than calendar.stripe_grace: no draft could be compared"
             )
         _no_twins(("sources",), [source.name for source in self.sources])
+        if sum(isinstance(source, Http) for source in self.sources) > 1:
+            raise Misfit(("sources",), "only one source can be of kind http: there is one POST /usage")
         if unknown := set(self.alerts.stale_after_hours_by_source) - {source.name for source in self.sources}:
             raise Misfit(("alerts", "stale_after_hours_by_source"), f"names no source: {', '.join(sorted(unknown))}")
         _no_twins(("services",), [self.meter(name) for name in self.services])

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import zstandard
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from clawbill_pipeline.catalog.sources import Http
@@ -33,20 +33,26 @@ _PATIENCE = 10
 
 @dataclass(frozen=True)
 class Posted:
-    """A request before it has its number. ``body`` is one CloudEvent, or an array of them, as JSON."""
+    """A request before it has its number; ``body`` is compressed, ``sha256`` is of what it was."""
 
     source: str
+    sha256: str
     token: str
-    body: bytes
     events: int
+    body: bytes
     received_at: datetime
+
+
+def posted(source: str, token: str, body: bytes, events: int, received_at: datetime) -> Posted:
+    """A request whose ``body`` is one CloudEvent, or an array of ``events`` of them, as JSON."""
+    return Posted(source, hashlib.sha256(body).hexdigest(), token, events, zstandard.compress(body, 1), received_at)
 
 
 #: Run by psycopg; its row count is how many requests were new.
 INSERT = f"""
 INSERT INTO {SCHEMA}.ingest_requests (source, sha256, token, events, body, received_at)
 SELECT * FROM unnest(
-    %(source)s::text[], %(sha256)s::text[], %(token)s::text[], %(events)s::integer[], %(body)s::bytea[],
+    %(source)s::text[], %(sha256)s::text[], %(token)s::text[], %(events)s::integer[], %(body)b::bytea[],
     %(received_at)s::timestamptz[]
 )
 ON CONFLICT (source, sha256) DO NOTHING
@@ -55,15 +61,7 @@ ON CONFLICT (source, sha256) DO NOTHING
 
 def insert_values(rows: Sequence[Posted]) -> dict[str, list[Any]]:
     """The parameters of INSERT."""
-    compressor = zstandard.ZstdCompressor(level=1)
-    return {
-        "source": [row.source for row in rows],
-        "sha256": [hashlib.sha256(row.body).hexdigest() for row in rows],
-        "token": [row.token for row in rows],
-        "events": [row.events for row in rows],
-        "body": [compressor.compress(row.body) for row in rows],
-        "received_at": [row.received_at for row in rows],
-    }
+    return {name: [getattr(row, name) for row in rows] for name in Posted.__dataclass_fields__}
 
 
 class RequestBlock(NamedTuple):
@@ -177,16 +175,12 @@ _FORGET = text("""
 """)
 
 
-def waiting(ledger: Ledger, source: str) -> tuple[int, datetime | None]:
+def waiting(connection: Connection, source: str) -> tuple[int, datetime | None]:
     """``(requests that were posted and are not landed yet, when the oldest of them was posted)``."""
-    with ledger.transaction() as connection:
-        landed = connection.scalar(_NEWEST, {"source": source, "uri": URI})
-        given = {"source": source, "after": _number(landed) if landed else 0}
-        row = connection.execute(_WAITING, given).one()
-    return row.requests, row.oldest
+    landed = connection.scalar(_NEWEST, {"source": source, "uri": URI})
+    given = {"source": source, "after": _number(landed) if landed else 0}
+    return connection.scalar(_WAITING, given) or 0, connection.scalar(_OLDEST, given)
 
 
-_WAITING = text("""
-    SELECT count(*) AS requests, min(received_at) AS oldest FROM ingest_requests
-    WHERE source = :source AND id > :after
-""")
+_WAITING = text("SELECT count(*) FROM ingest_requests WHERE source = :source AND id > :after")
+_OLDEST = text("SELECT received_at FROM ingest_requests WHERE source = :source AND id > :after ORDER BY id LIMIT 1")

@@ -23,6 +23,7 @@ WHOLE = "file"
 _SECRETS = re.compile(
     r"""(?ix)
     \b(?:sk|rk|pk)_(?:live|test)_\w+ | \bwhsec_[\w+/=]+ | \bsk-[\w-]{8,} | \bgh[pousr]_\w{8,} | \bxox[a-z]-[\w-]{8,}
+    | \bclawbill_[a-z0-9-]+_[\w-]{20,}
     | \bAKIA[0-9A-Z]{12,} | \beyJ[\w-]{8,}\.[\w-]+\.[\w-]* | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*
     | (?<=bearer\ )[^\s"',]+ | (?<=basic\ )[\w+/=]{8,} | (?<=://)[^\s/@:"]*:[^\s/@"]+(?=@)
     | (?<="password":)\s*"[^"]*" | (?<="passwd":)\s*"[^"]*" | (?<="secret":)\s*"[^"]*" | (?<="token":)\s*"[^"]*"

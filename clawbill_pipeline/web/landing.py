@@ -1,45 +1,60 @@
-"""Writes landed events: one connection, one statement at a time, all that waits in one commit. No HTTP in here."""
+"""Writes what requests bring: one connection, one statement at a time, all that waits in a commit. No HTTP in here."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg
 from sqlalchemy import Engine
 
-from clawbill_pipeline.invoicing.landing import INSERT, Landed, insert_values
-
 log = logging.getLogger(__name__)
 
-#: Events in one commit, and events that may wait for theirs: each can be as large as the webhook takes.
+Row = TypeVar("Row")
+
+#: Rows in one commit, and rows that may wait for theirs.
 BATCH, QUEUE = 100, 500
 #: Seconds for one commit, over which the database counts as away.
 PATIENCE = 10.0
 
 
-class InboxAway(RuntimeError):
-    """The event was not stored, or nobody knows: Stripe shall send it again."""
+class DatabaseAway(RuntimeError):
+    """The row was not stored, or nobody knows: its sender shall send it again."""
 
 
-class InboxWriter:
-    """The inbox's writer in one event loop. Connects when first used, and again after the database was away."""
+class GroupWriter(Generic[Row]):
+    """The writer of one kind of rows in one event loop. Connects when first used, and again after an outage.
 
-    def __init__(self, engine: Engine, counts: Counter[str]) -> None:
+    ``insert`` is run by psycopg with what ``values`` makes of rows, and its row count is how many were new: ``counts``
+    gets them as ``landed``, the others as ``seen_before``. ``name`` is what the log calls it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        insert: str,
+        values: Callable[[Sequence[Row]], Mapping[str, Any]],
+        counts: Counter[str],
+        name: str,
+    ) -> None:
         self._engine = engine
+        self._insert = insert
+        self._values = values
         self._counts = counts
+        self._name = name
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._waiting: list[tuple[Landed, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Row, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
         self._is_away = False
 
-    async def land(self, row: Landed) -> None:
-        """Returns when ``row`` is committed, or was before. Raises InboxAway."""
+    async def land(self, row: Row) -> None:
+        """Returns when ``row`` is committed, or was before. Raises DatabaseAway."""
         if len(self._waiting) >= QUEUE:
-            raise InboxAway("too many events wait")
+            raise DatabaseAway("too many rows wait")
         stored = asyncio.get_running_loop().create_future()
         self._waiting.append((row, stored))
         if self._task is None or self._task.done():
@@ -47,7 +62,7 @@ class InboxWriter:
         await stored
 
     async def close(self) -> None:
-        """Ends the connection; what still waits is refused, and Stripe sends it again."""
+        """Ends the connection; what still waits is refused, and its sender sends it again."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -58,15 +73,15 @@ class InboxWriter:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-                failure: InboxAway | None = InboxAway("the server stops")
+                failure: DatabaseAway | None = DatabaseAway("the server stops")
                 try:
                     failure = await self._outcome([row for row, _ in batch])
                 finally:
                     _settle(batch, failure)
         finally:
-            _settle(self._waiting, InboxAway("the server stops"))
+            _settle(self._waiting, DatabaseAway("the server stops"))
 
-    async def _outcome(self, rows: list[Landed]) -> InboxAway | None:
+    async def _outcome(self, rows: list[Row]) -> DatabaseAway | None:
         # A connection that stood idle may have died with a restart of the database: one more try on a new one.
         fresh = self._connection is None
         while True:
@@ -84,20 +99,21 @@ class InboxWriter:
                 self._counts["seen_before"] += len(rows) - new
                 return None
 
-    def _away(self, why: str) -> InboxAway:
-        if not self._is_away:  # once an outage, not once an event
-            log.warning("webhook: events can't be stored (%s); Stripe is asked to send them again", why)
+    def _away(self, why: str) -> DatabaseAway:
+        if not self._is_away:  # once an outage, not once a row
+            log.warning("%s can't be stored (%s); senders are asked to send again", self._name, why)
         self._is_away = True
-        return InboxAway(why)
+        return DatabaseAway(why)
 
-    async def _write(self, rows: list[Landed]) -> int:
+    async def _write(self, rows: list[Row]) -> int:
         if self._connection is None:
             _, given = self._engine.dialect.create_connect_args(self._engine.url)
-            options = f"-ctimezone=UTC -cstatement_timeout={PATIENCE:.0f}s"
+            # An answer promises that the row survives a crash, whatever the server's default.
+            options = f"-ctimezone=UTC -csynchronous_commit=on -cstatement_timeout={PATIENCE:.0f}s"
             self._connection = await psycopg.AsyncConnection.connect(
                 **{**given, "options": options, "connect_timeout": int(PATIENCE)}, autocommit=True
             )
-        cursor = await self._connection.execute(INSERT, insert_values(rows), prepare=True)
+        cursor = await self._connection.execute(self._insert, self._values(rows), prepare=True)
         return cursor.rowcount
 
     async def _disconnect(self) -> None:
@@ -107,7 +123,7 @@ class InboxWriter:
                 await connection.close()
 
 
-def _settle(batch: list[tuple[Landed, asyncio.Future[None]]], failure: InboxAway | None) -> None:
+def _settle(batch: list[tuple[Row, asyncio.Future[None]]], failure: DatabaseAway | None) -> None:
     for _, stored in batch:
         if not stored.done():  # its request may be gone
             if failure is None:

@@ -5,45 +5,40 @@ Cheap refusals come first: size, headers, signature, JSON, then the database. Wh
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from pydantic import SecretStr
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from stripe import SignatureVerificationError, WebhookSignature
 
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.invoicing.landing import Landed, NotAnEvent, read_envelope
-from clawbill_pipeline.web.landing import InboxAway, InboxWriter
+from clawbill_pipeline.web.bodies import Refused, check_length, read_body
+from clawbill_pipeline.web.landing import DatabaseAway, GroupWriter
 
 #: Stripe's events are some kilobytes; an invoice embeds ten lines at most.
 MAX_BODY = 1_000_000
 #: Seconds by which a signature may be old (Stripe's own default), by the machine's clock.
 TOLERANCE = 300
-#: Seconds in which a body must have arrived.
-BODY_PATIENCE = 30
 RETRY_AFTER = "30"
 
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
-
-
-class Refused(Exception):
-    """The request is answered with ``status``; ``reason`` is what it is counted by."""
-
-    def __init__(self, status: HTTPStatus, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
 
 
 class Webhook:
     """The endpoint. ``live`` says whether it takes live events or test events, never both."""
 
     def __init__(
-        self, secrets: Sequence[SecretStr], writer: InboxWriter, counts: Counter[str], clock: Clock, *, live: bool
+        self,
+        secrets: Sequence[SecretStr],
+        writer: GroupWriter[Landed],
+        counts: Counter[str],
+        clock: Clock,
+        *,
+        live: bool,
     ) -> None:
         self._secrets = [secret.get_secret_value() for secret in secrets]
         self._writer = writer
@@ -54,19 +49,17 @@ class Webhook:
     async def __call__(self, request: Request) -> Response:
         try:
             signature = self._signature(request)
-            body = verified(await _body(request), signature, self._secrets)
+            body = verified(await read_body(request, MAX_BODY), signature, self._secrets)
             await self._writer.land(self._event(body, request.headers))
         except Refused as refusal:
             return self._refuse(refusal.status, refusal.reason, str(refusal))
-        except InboxAway:
+        except DatabaseAway:
             return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "database_away", "not stored; send it again")
         return PlainTextResponse("stored")
 
     def _signature(self, request: Request) -> str:
         headers = request.headers
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY:
-            raise _too_large()
+        check_length(request, MAX_BODY)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_type", "Content-Type must be application/json")
         signature = headers.get("stripe-signature")
@@ -93,26 +86,6 @@ class Webhook:
         self._counts[reason] += 1
         headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
         return PlainTextResponse(message, status, headers)
-
-
-async def _body(request: Request) -> bytes:
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_PATIENCE):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise _too_large()
-                chunks.append(chunk)
-    except ClientDisconnect:
-        raise Refused(HTTPStatus.BAD_REQUEST, "truncated", "the body ended early") from None
-    except TimeoutError:
-        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "truncated", "the body came too slowly") from None
-    return b"".join(chunks)
-
-
-def _too_large() -> Refused:
-    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"more than {MAX_BODY} bytes")
 
 
 def verified(body: bytes, signature: str, secrets: Sequence[str]) -> str:
