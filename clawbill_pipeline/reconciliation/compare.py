@@ -30,7 +30,14 @@ from clawbill_pipeline.ledger.waterfall import (
 from clawbill_pipeline.money import total
 from clawbill_pipeline.reconciliation.books import read_books
 from clawbill_pipeline.reconciliation.decided import read_decisions, with_decisions
-from clawbill_pipeline.reconciliation.hourly import Difference, Total, compare_hours, read_sent_hours, read_totals
+from clawbill_pipeline.reconciliation.hourly import (
+    Difference,
+    Total,
+    compare_hours,
+    read_apart,
+    read_sent_hours,
+    read_totals,
+)
 from clawbill_pipeline.reconciliation.record import Changes, merged, write_breaks, write_standing
 from clawbill_pipeline.reconciliation.totals import Account, Break, compare_account, priced
 from clawbill_pipeline.results import Check
@@ -120,7 +127,9 @@ def _compare(
             key: _account(catalog, period, key, totals.get(key), held.get(key), invoiced.get(key, {}))
             for key in sorted({*totals, *held, *invoiced, *differences})
         }
-        hours = read_sent_hours(db, [key for key, account in accounts.items() if _needs_hours(account)])
+        apart = read_apart(db)
+        wanted = [key for key, account in accounts.items() if key in apart or _needs_hours(account)]
+        hours = read_sent_hours(db, wanted)
     breaks = list(_read_quarantined(connection, scope))
     for key, account in accounts.items():
         hourly = [priced(difference, account) for difference in differences.get(key, ())]

@@ -60,14 +60,14 @@ class Total:
 class SentHour:
     """One hour of a tenant's service as acknowledged, and as Stripe holds it; see ``Total`` for the units.
 
-    ``values`` are the values that were acknowledged one by one, ``open_units`` what a call of unknown outcome would
-    add.
+    ``held`` is None where Stripe's hours were not read, or agreed. ``values`` are the values that were acknowledged one
+    by one, ``open_units`` what a call of unknown outcome would add.
     """
 
     hour: datetime
     sent: Decimal
     sent_by_final: Decimal
-    held: Decimal
+    held: Decimal | None
     open_units: Decimal
     settled_at: datetime | None
     values: frozenset[Decimal]
@@ -189,12 +189,19 @@ WITH o AS (
     max(settled_at) AS settled_at, string_agg("values", ' ') AS "values"
   FROM records GROUP BY ALL)
 SELECT tenant_id, service, hour, CAST(coalesce(o.sent, 0) AS DECIMAL(38, 12)),
-  CAST(coalesce(o.sent_by_final, 0) AS DECIMAL(38, 12)), CAST(coalesce(g.units, 0) AS DECIMAL(38, 12)),
+  CAST(coalesce(o.sent_by_final, 0) AS DECIMAL(38, 12)), g.units,
   CAST(coalesce(o.open_units, 0) AS DECIMAL(38, 12)), o.settled_at, coalesce(o."values", ''),
   coalesce(h.rated, 0), coalesce(h.rated_units, 0)
 FROM o FULL JOIN held_hours g USING (tenant_id, service, hour)
 LEFT JOIN hourly h USING (tenant_id, service, hour) JOIN chosen USING (tenant_id, service)
 ORDER BY tenant_id, service, hour
+"""
+
+_APART = """
+WITH o AS (SELECT tenant_id, service, hour, sum(delivered) AS sent FROM records SEMI JOIN held_hours
+  USING (tenant_id, service, hour) GROUP BY ALL)
+SELECT DISTINCT tenant_id, service FROM held_hours g LEFT JOIN o USING (tenant_id, service, hour)
+WHERE g.units <> coalesce(o.sent, 0)
 """
 
 
@@ -208,6 +215,11 @@ def compare_hours(db: duckdb.DuckDBPyConnection, calendar: Calendar, now: dateti
     result = db.execute(_DIFFERENCES, {"now": now, "metering_lag": calendar.metering_lag, "planning": PLANNING})
     while rows := result.fetchmany(10_000):
         yield from (Difference(*row) for row in rows)
+
+
+def read_apart(db: duckdb.DuckDBPyConnection) -> set[tuple[str, str]]:
+    """Tenants and services of which Stripe holds something else in an hour that was read, whatever the total says."""
+    return {(row[0], row[1]) for row in db.execute(_APART).fetchall()}
 
 
 def read_totals(db: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], Total]:

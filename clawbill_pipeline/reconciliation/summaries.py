@@ -1,6 +1,8 @@
-"""Reads back what Stripe's meters hold, sparingly: a total a customer and meter, hours only where it is not ours.
+"""Reads back what Stripe's meters hold, sparingly: a total a customer and meter, all hours only where it is not ours.
 
-Reading is rationed (about 100 reads a second live). Nothing is judged here; what differs is found in ``compare``.
+Reading is rationed (about 100 reads a second live). Two hours that differ by as much in opposite ways leave a total as
+it is; so a rolling plan looks at the hours of everybody too: those of the last days, which one call lists, and all of
+them once a period is over, before it is closed. Nothing is judged here; what differs is found in ``compare``.
 """
 
 # ruff: noqa: S608 -- queries are put together from constants; every value is a parameter
@@ -17,7 +19,7 @@ from decimal import Decimal
 import stripe
 from sqlalchemy import Connection, text
 
-from clawbill_pipeline.catalog import Catalog, Period
+from clawbill_pipeline.catalog import Calendar, Catalog, Period
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock
@@ -30,13 +32,22 @@ from clawbill_pipeline.stripe_api import StripeApi
 CONCURRENCY = 8
 #: Tries of one call before the customer's meter is given up for this run.
 ATTEMPTS = 5
+#: Hours that are looked at although the total agrees: as many as one call lists. A daily run sees each four times.
+RECENT = timedelta(hours=96)
+#: How long after a period's invoice should be final a run still looks at all hours: a daily one falls into it.
+AFTER_CLOSE = timedelta(days=1)
+#: Meters whose hours are in memory at once.
+BATCH = 1000
 #: Whole numbers above it are not all exact in Stripe's floats.
 EXACT_BELOW = Decimal(2**53)
 
 
 @dataclass(frozen=True)
 class Account:
-    """A customer's meter whose total is wanted; ``sent`` are the whole units that Stripe acknowledged for it."""
+    """A customer's meter whose total is wanted; ``sent`` are the whole units that Stripe acknowledged for it.
+
+    ``look`` are the hours that are wanted whatever the total says: from and to, None for none.
+    """
 
     tenant_id: str
     service: str
@@ -45,14 +56,16 @@ class Account:
     meter: str
     period: Period
     sent: Decimal
+    look: tuple[datetime, datetime] | None
 
 
 @dataclass(frozen=True)
 class Held:
-    """What Stripe says it holds, in whole units: of the period, and by hour where it was asked for hours."""
+    """What Stripe says it holds, in whole units: of the period, and of each hour that has any in ``looked``."""
 
     account: Account
     units: Decimal
+    looked: tuple[datetime, datetime] | None
     hours: dict[datetime, Decimal]
 
 
@@ -67,10 +80,12 @@ class Unread:
 
 @dataclass(frozen=True)
 class SummariesRead:
-    """What reading came to: meters read, how many differ from what was sent, rows appended, and what failed."""
+    """What reading came to: meters read, how many of them by the hour too, how many differ from what was sent in total
+    or in any hour, rows appended, and what failed."""
 
     period: str
     read: int
+    read_by_hour: int
     differing: int
     appended: int
     unread: tuple[Unread, ...]
@@ -86,32 +101,39 @@ def read_summaries(
     the audit trail, and stops nobody else. Raises LedgerError where the database is away.
     """
     with ledger.transaction() as connection:
-        accounts = _read_accounts(connection, catalog, period, now)
         recorded = _read_recorded(connection, scope_of(catalog, period))
-    results = asyncio.run(_read_all(api, accounts))
-    held = [result for result in results if isinstance(result, Held)]
-    unread = tuple(result for result in results if isinstance(result, Unread))
-    rows = [row for result in held for row in _changed(result, recorded)]
-    with ledger.transaction() as connection:
-        lock(connection, "usage_summaries", period)
-        appended = _write(connection, rows, now, run_id)
-        _write_unread(connection, unread, period, now)
-    differing = sum(result.units != result.account.sent for result in held)
-    return SummariesRead(period, len(held), differing, appended, unread, _checks(held, unread, differing))
+        accounts = _read_accounts(connection, catalog, period, now, recorded)
+    read = by_hour = differing = appended = 0
+    unread: list[Unread] = []
+    for at in range(0, len(accounts), BATCH):
+        results = asyncio.run(_read_all(api, accounts[at : at + BATCH]))
+        held = [result for result in results if isinstance(result, Held)]
+        failed = [result for result in results if isinstance(result, Unread)]
+        with ledger.transaction() as connection:
+            lock(connection, "usage_summaries", period)
+            sent = _read_sent_hours(connection, held)
+            rows = [row for result in held for row in _changed(result, sent, recorded)]
+            appended += _write(connection, rows, now, run_id)
+            _write_unread(connection, failed, period, now)
+        read += len(held)
+        by_hour += sum(result.looked is not None for result in held)
+        differing += sum(_differs(result, sent) for result in held)
+        unread += failed
+    return SummariesRead(period, read, by_hour, differing, appended, tuple(unread), _checks(read, unread, differing))
 
 
-def _checks(held: list[Held], unread: tuple[Unread, ...], differing: int) -> tuple[Check, ...]:
+def _checks(read: int, unread: list[Unread], differing: int) -> tuple[Check, ...]:
     return (
         Check(
             "every_meter_read",
             not unread,
             "Stripe answered for every customer and meter.",
-            {"read": len(held), "unread": len(unread), "first": unread[0].error if unread else None},
+            {"read": read, "unread": len(unread), "first": unread[0].error if unread else None},
         ),
         Check(
             "held_is_what_was_sent",
             not differing,
-            "Stripe's period totals are what it acknowledged.",
+            "Stripe's totals, and the hours that were looked at, are what it acknowledged.",
             {"differing": differing},
         ),
     )
@@ -120,16 +142,18 @@ def _checks(held: list[Held], unread: tuple[Unread, ...], differing: int) -> tup
 # --- the ledger ------------------------------------------------------------------------------------------------------
 
 
-def _read_accounts(connection: Connection, catalog: Catalog, period: str, now: datetime) -> list[Account]:
+def _read_accounts(
+    connection: Connection, catalog: Catalog, period: str, now: datetime, recorded: _Recorded
+) -> list[Account]:
     scope = scope_of(catalog, period)
     query = f"""
         WITH {scope.PERIODS}, sent AS (
-          SELECT tenant_id, service, sum(units) AS units FROM (
-            SELECT DISTINCT ON (hour, customer_id, meter, window_start) tenant_id, service, units
+          SELECT tenant_id, service, sum(units) AS units, max(hour) AS last FROM (
+            SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
             {scope.rows("usage_records")} AND state = 'delivered'
             ORDER BY hour, customer_id, meter, window_start, revision DESC) newest
           GROUP BY tenant_id, service)
-        SELECT tenant_id, service, customer_id, meter_id, meter, coalesce(sent.units, 0) AS sent
+        SELECT tenant_id, service, customer_id, meter_id, meter, coalesce(sent.units, 0) AS sent, sent.last
         FROM stripe_items JOIN stripe_customers USING (tenant_id) LEFT JOIN sent USING (tenant_id, service)
         ORDER BY tenant_id, service"""
     accounts = []
@@ -137,13 +161,31 @@ def _read_accounts(connection: Connection, catalog: Catalog, period: str, now: d
         if row.tenant_id in catalog.tenants:
             of = catalog.tenants[row.tenant_id].period(period)
             if of.start <= now:
+                look = _look(of, row.last, catalog.calendar, now)
+                if recorded.get((row.tenant_id, row.service), {}).keys() - {None}:  # it differed before: still?
+                    look = (of.start, of.end)
                 accounts.append(
-                    Account(row.tenant_id, row.service, row.customer_id, row.meter_id, row.meter, of, row.sent)
+                    Account(row.tenant_id, row.service, row.customer_id, row.meter_id, row.meter, of, row.sent, look)
                 )
     return accounts
 
 
-_Recorded = dict[tuple[str, str, datetime | None], Decimal]
+def _look(
+    period: Period, last_sent: datetime | None, calendar: Calendar, now: datetime
+) -> tuple[datetime, datetime] | None:
+    """Whose turn it is: the hours to look at although the total agrees. Where nothing was sent nothing can cancel."""
+    if last_sent is None:
+        return None
+    if period.end <= now:
+        over = period.end + calendar.stripe_grace + calendar.settle_lag + AFTER_CLOSE
+        return (period.start, period.end) if now < over else None
+    settled = utc_hour(now - calendar.metering_lag - calendar.settle_lag) - HOUR
+    since = max(settled - RECENT, period.start)
+    return (since, settled) if since <= last_sent and since < settled else None
+
+
+#: By tenant and service: the newest units on record, of the period (None) and of hours.
+_Recorded = dict[tuple[str, str], dict[datetime | None, Decimal]]
 
 
 def _read_recorded(connection: Connection, scope: Scope) -> _Recorded:
@@ -151,24 +193,73 @@ def _read_recorded(connection: Connection, scope: Scope) -> _Recorded:
         f"WITH {scope.PERIODS} SELECT DISTINCT ON (tenant_id, service, hour) tenant_id, service, hour, units"
         f" {scope.rows('usage_summaries', 'period_start', hourly=False)} ORDER BY tenant_id, service, hour, id DESC"
     )
-    rows = connection.execute(text(query), scope.parameters)
-    return {(row.tenant_id, row.service, row.hour): row.units for row in rows}
+    recorded: _Recorded = {}
+    for row in connection.execute(text(query), scope.parameters):
+        recorded.setdefault((row.tenant_id, row.service), {})[row.hour] = row.units
+    return recorded
 
 
 _Row = tuple[Account, datetime | None, Decimal]
+#: By tenant and service: whole units that Stripe acknowledged, hour by hour.
+_Sent = dict[tuple[str, str], dict[datetime, Decimal]]
 
 
-def _changed(held: Held, recorded: _Recorded) -> Iterable[_Row]:
-    """What is new. An hour that Stripe lists no more is empty now."""
-    account = held.account
-    of_account = (account.tenant_id, account.service)
-    rows: list[tuple[datetime | None, Decimal]] = [(None, held.units), *sorted(held.hours.items())]
-    if held.hours:
-        known = [hour for (*key, hour) in recorded if tuple(key) == of_account and hour is not None]
-        rows += [(hour, Decimal(0)) for hour in known if hour not in held.hours]
+def _read_sent_hours(connection: Connection, held: Iterable[Held]) -> _Sent:
+    """What was acknowledged in the hours that were looked at."""
+    looked = [(result.account, *result.looked) for result in held if result.looked is not None]
+    hours: _Sent = {(account.tenant_id, account.service): {} for account, *_ in looked}
+    if looked:
+        given = {
+            "tenants": [account.tenant_id for account, *_ in looked],
+            "services": [account.service for account, *_ in looked],
+            "sinces": [since for _, since, _ in looked],
+            "untils": [until for *_, until in looked],
+            "first_hour": utc_hour(min(since for _, since, _ in looked)),
+            "last": max(until for *_, until in looked),
+        }
+        for row in connection.execute(text(_SENT_HOURS), given):
+            hours[row.tenant_id, row.service][row.hour] = row.units
+    return hours
+
+
+_SENT_HOURS = """
+WITH looked AS (
+  SELECT * FROM unnest(CAST(:tenants AS text[]), CAST(:services AS text[]), CAST(:sinces AS timestamptz[]),
+    CAST(:untils AS timestamptz[])) AS l (tenant_id, service, since, until))
+SELECT tenant_id, service, hour, sum(units) AS units FROM (
+  SELECT DISTINCT ON (u.hour, u.customer_id, u.meter, u.window_start) u.tenant_id, u.service, u.hour, u.units
+  FROM usage_records u JOIN looked l USING (tenant_id, service)
+  WHERE u.hour >= :first_hour AND u.hour < :last AND u.window_start >= l.since AND u.window_start < l.until
+    AND u.state = 'delivered'
+  ORDER BY u.hour, u.customer_id, u.meter, u.window_start, u.revision DESC) newest
+GROUP BY tenant_id, service, hour"""
+
+
+def _hours(held: Held, sent: _Sent) -> dict[datetime, tuple[Decimal, Decimal]]:
+    """Hour → (held, sent) of all that was looked at and is not empty on both sides."""
+    ours = sent.get((held.account.tenant_id, held.account.service), {})
+    zero = Decimal(0)
+    return {at: (held.hours.get(at, zero), ours.get(at, zero)) for at in sorted({*held.hours, *ours})}
+
+
+def _differs(held: Held, sent: _Sent) -> bool:
+    return held.units != held.account.sent or any(one != other for one, other in _hours(held, sent).values())
+
+
+def _changed(held: Held, sent: _Sent, recorded: _Recorded) -> Iterable[_Row]:
+    """What is new: the total, and the hours of a meter that differs, or that was found to differ before.
+
+    Hours that agree throughout are not kept: there are too many of them. One that Stripe doesn't list is empty there.
+    """
+    before = recorded.get((held.account.tenant_id, held.account.service), {})
+    rows: list[tuple[datetime | None, Decimal]] = [(None, held.units)]
+    if held.looked is not None:
+        known = [at for at in before if at is not None]
+        hours = {at: one for at, (one, _) in _hours(held, sent).items()} if known or _differs(held, sent) else {}
+        rows += sorted({**dict.fromkeys(known, Decimal(0)), **hours}.items())
     for hour, units in rows:
-        if recorded.get((*of_account, hour)) != units:
-            yield account, hour, units
+        if before.get(hour) != units:
+            yield held.account, hour, units
 
 
 _COLUMNS = (
@@ -186,7 +277,7 @@ def _write(connection: Connection, rows: list[_Row], now: datetime, run_id: str)
     )  # fmt: skip
 
 
-def _write_unread(connection: Connection, unread: tuple[Unread, ...], period: str, now: datetime) -> None:
+def _write_unread(connection: Connection, unread: list[Unread], period: str, now: datetime) -> None:
     if unread:
         connection.execute(
             text(
@@ -222,16 +313,18 @@ async def _read(client: stripe.StripeClient, account: Account) -> Held:
     period = account.period
     units = total([value async for _, value in _summaries(client, account, period.start, period.end)])
     exact = abs(units) < EXACT_BELOW
-    if exact and units == account.sent:
-        return Held(account, units, {})
-    hours = {at: value async for at, value in _by_hour(client, account)}
+    look = account.look if exact and units == account.sent else (period.start, period.end)
+    if look is None:
+        return Held(account, units, None, {})
+    hours = {at: value async for at, value in _by_hour(client, account, *look)}
     # A float this large is only near the truth: its hours are exact, and so is their sum.
-    return Held(account, units if exact else total(hours.values()), hours)
+    return Held(account, units if exact else total(hours.values()), look, hours)
 
 
-async def _by_hour(client: stripe.StripeClient, account: Account) -> AsyncIterator[tuple[datetime, Decimal]]:
+async def _by_hour(
+    client: stripe.StripeClient, account: Account, start: datetime, end: datetime
+) -> AsyncIterator[tuple[datetime, Decimal]]:
     """Stripe's hours are whole UTC hours: where the period begins or ends within one, that part is read by itself."""
-    start, end = account.period.start, account.period.end
     first = utc_hour(start) if start == utc_hour(start) else utc_hour(start) + HOUR
     last = utc_hour(end)
     for since, until in ((start, first), (last, end)):
@@ -239,6 +332,8 @@ async def _by_hour(client: stripe.StripeClient, account: Account) -> AsyncIterat
             async for _, value in _summaries(client, account, since, until):
                 if value:
                     yield utc_hour(since), value
+    if first >= last:
+        return
     async for at, value in _summaries(client, account, first, last, hourly=True):
         yield at, value
 

@@ -147,24 +147,15 @@ def _held(account: Account, now: datetime, settle_lag: timedelta) -> Iterator[Br
     if account.held is None:
         return
     left = account.held - (account.total.sent or ZERO)
-    if not left:
-        return
-    known = _localised(account.hours, left)
-    pairs = _swapped((hour.hour, hour.held - hour.sent) for hour in known)
-    for hour in known:
-        units = hour.held - hour.sent
+    # Hours count also where the total agrees: what is missing in one may be too much in another.
+    known = {hour: hour.held - hour.sent for hour in account.hours if hour.held is not None and hour.held != hour.sent}
+    pairs = _swapped((hour.hour, units) for hour, units in known.items())
+    for hour, units in known.items():
         left -= units
         yield account.found("sent_held", *_hour_cause(hour, units, pairs, now, settle_lag), hour=hour)
     if left:
         settling = _settling(account.total.settled_at, now, settle_lag)
         yield account.found("sent_held", *_total_cause(left, settling))
-
-
-def _localised(hours: Sequence[SentHour], left: Decimal) -> list[SentHour]:
-    """The hours that differ, where Stripe's hours were read at all (they are read only where a period differs)."""
-    if not any(hour.held for hour in hours) and left != -total(hour.sent for hour in hours):
-        return []
-    return [hour for hour in hours if hour.held != hour.sent]
 
 
 def _swapped(differences: Iterable[tuple[datetime, Decimal]]) -> dict[datetime, datetime]:
@@ -183,7 +174,7 @@ def _swapped(differences: Iterable[tuple[datetime, Decimal]]) -> dict[datetime, 
 def _hour_cause(
     hour: SentHour, units: Decimal, pairs: dict[datetime, datetime], now: datetime, settle_lag: timedelta
 ) -> tuple[str, Decimal, str]:
-    shown = f"sent {plain(hour.sent)}, held {plain(hour.held)} units"
+    shown = f"sent {plain(hour.sent)}, held {plain(hour.held or ZERO)} units"
     if hour.open_units and units == hour.open_units:
         return "pending", units, f"{shown}; a call of unknown outcome explains it"
     if _settling(hour.settled_at, now, settle_lag):

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from clawbill_pipeline.catalog import Period
 from clawbill_pipeline.reconciliation import summaries
 from clawbill_pipeline.reconciliation.compare import reconcile
-from clawbill_pipeline.reconciliation.summaries import SummariesRead, read_summaries, whole
+from clawbill_pipeline.reconciliation.summaries import SummariesRead, _look, read_summaries, whole
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline_tests.reconciliation.month import PERIOD, Month, hour
 from clawbill_pipeline_tests.sandbox.stripe.server import Account, Sandbox
@@ -53,13 +54,12 @@ def report(month: Month, account: Account, customers: dict[str, str], **but: int
     for row in month.run("SELECT tenant_id, meter, hour, units FROM usage_records"):
         number = int((row.hour - hour(0)).total_seconds() // 3600)
         units = but.get(f"{row.tenant_id}_h{number}", int(row.units))
-        account.v1.billing.meter_events.create(
-            {
-                "event_name": row.meter,
-                "payload": {"stripe_customer_id": customers[row.tenant_id], "value": str(units)},
-                "timestamp": int(row.hour.timestamp()),
-            }
-        )
+        send(account, row.meter, customers[row.tenant_id], units, row.hour)
+
+
+def send(account: Account, meter: str, customer: str, units: int, at: datetime) -> None:
+    payload = {"stripe_customer_id": customer, "value": str(units)}
+    account.v1.billing.meter_events.create({"event_name": meter, "payload": payload, "timestamp": int(at.timestamp())})
 
 
 def read(month: Month, account: Account, now: datetime = NOW) -> SummariesRead:
@@ -106,6 +106,59 @@ def test_hours_are_read_where_the_period_differs(month: Month, account: Account)
         ("acme", "tokens", hour(2), "lost_after_acknowledgement", Decimal("-1.5225")),
         ("osaka", "tokens", hour(1), "lost_after_acknowledgement", Decimal("-66.599993")),
     ]
+
+
+def test_hours_that_cancel_out_within_a_period_are_found(month: Month, account: Account) -> None:
+    """What is missing in one hour is too much in another, so that the total agrees; by the next morning it is known."""
+    customers = connect(month, account)
+    month.land_usage()
+    month.meter()
+    month.rate()
+    month.send()
+    right = {n: int(month.units("acme", "tokens", Decimal(1001 + 7 * n))) for n in (3, 4)}
+    wrong = {"acme_h3": right[3] - 1000, "acme_h4": right[4] + 1000}
+    report(month, account, customers, **wrong)
+    morning = hour(24 + 6) + timedelta(minutes=30)
+
+    first = read(month, account, morning)
+    assert (first.differing, first.read_by_hour, first.checks[1].passed) == (1, 4, False)
+    newest = {at: units for tenant, service, at, units in rows(month) if (tenant, service) == ("acme", "tokens")}
+    assert newest[None] == month.totals()["acme", "tokens"], "the total agrees"
+    assert (newest[hour(3)], newest[hour(4)]) == (wrong["acme_h3"], wrong["acme_h4"])
+
+    def found(at: datetime) -> list[tuple]:
+        reconciled = reconcile(month.ledger, month.catalog, month.lake, period=PERIOD, now=at, run_id="test")
+        return [(b.tenant_id, b.service, b.hour, b.step, b.cause, b.amount) for b in reconciled.breaks]
+
+    place = ("acme", "tokens")
+    assert found(morning) == [
+        (*place, hour(3), "sent_held", "wrong_hour", Decimal("-0.001")),
+        (*place, hour(4), "sent_held", "wrong_hour", Decimal("0.001")),
+    ]
+    # Weeks later it is looked at still, and once it is mended nothing is left.
+    for number, units in ((3, 1000), (4, -1000)):
+        send(account, month.catalog.meter("tokens"), customers["acme"], units, hour(number))
+    later = NOW - timedelta(days=1)
+    assert read(month, account, later).differing == 0
+    assert found(later) == []
+
+
+def test_the_hours_of_everybody_take_turns(month: Month) -> None:
+    calendar, period = month.catalog.calendar, Period(hour(0), hour(31 * 24), PERIOD)
+
+    def look(at: datetime, last: datetime | None) -> tuple[datetime, datetime] | None:
+        return _look(period, last, calendar, at)
+
+    assert look(hour(30), None) is None, "nothing was sent"
+    assert look(hour(30) + timedelta(minutes=30), hour(29)) == (hour(0), hour(29))
+    assert look(hour(0), hour(0)) is None
+    assert look(hour(500) + timedelta(minutes=30), hour(499)) == (hour(403), hour(499)), "one call lists so many"
+    assert look(hour(500), hour(300)) is None, "nothing was sent of late"
+    mornings = [hour(24 * day + 6) + timedelta(minutes=30) for day in range(1, 34)]
+    seen = [found for at in mornings if (found := look(at, min(at, hour(743)))) is not None]
+    for number in range(744):
+        assert sum(since <= hour(number) < until for since, until in seen) >= (4 if number < 640 else 1)
+    assert (hour(0), hour(744)) in seen, "all of it before it is closed for good"
 
 
 def test_an_hour_that_stripe_empties_is_empty_here_too(month: Month, account: Account) -> None:
@@ -159,13 +212,7 @@ def test_a_total_beyond_exact_floats_is_the_sum_of_its_hours(month: Month, accou
     units = {hour(0): 2**52 + 1, hour(1): 2**52}
     for at, value in units.items():
         for part in (*[value // 10] * 9, value - value // 10 * 9):
-            account.v1.billing.meter_events.create(
-                {
-                    "event_name": month.catalog.meter("tokens"),
-                    "payload": {"stripe_customer_id": customers["acme"], "value": str(part)},
-                    "timestamp": int(at.timestamp()),
-                }
-            )
+            send(account, month.catalog.meter("tokens"), customers["acme"], part, at)
     read(month, account)
     held = {r[2]: r[3] for r in rows(month) if r[:2] == ("acme", "tokens")}
     assert held == {**units, None: 2**53 + 1}

@@ -32,6 +32,6 @@ def stripe_usage_summaries(
     stripe: dg.ResourceParam[StripeApi],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
-    """Stripe's own totals a customer and meter for a month's billing periods; hours where they differ."""
+    """Stripe's own totals a customer and meter for a month's billing periods; hours where they differ, and in turn."""
     result = read_summaries(ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id)
     return materialized(result)
