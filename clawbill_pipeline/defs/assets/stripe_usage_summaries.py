@@ -21,7 +21,7 @@ from clawbill_pipeline.stripe_api import StripeApi
     check_specs=specs(
         "stripe_usage_summaries",
         check("every_meter_read", "Stripe answered for every customer and meter."),
-        check("held_is_what_was_sent", "Stripe's period totals are what it acknowledged."),
+        check("held_is_what_was_sent", "Stripe's totals, and the hours that were looked at, are what it acknowledged."),
     ),
     metadata=table(tables.usage_summaries),
 )
