@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import duckdb
@@ -123,3 +124,22 @@ class Lake:
                 return int(pq.read_metadata(source).num_rows)
         except (FileNotFoundError, pa.ArrowInvalid):
             return None
+
+
+def portions(landed: Iterable[tuple[datetime, str, int]], most: int = 50_000_000) -> Iterator[list[str]]:
+    """The files of ``landed`` (hour, file, events), in order of hours, in portions of whole hours with so many events.
+
+    What a portion needs of memory and disk stays the same however long a period is.
+    """
+    files: list[str] = []
+    size = 0
+    for _, of_hour in groupby(sorted(landed), key=lambda row: row[0]):
+        rows = list(of_hour)
+        events = sum(row[2] for row in rows)
+        if files and size + events > most:
+            yield files
+            files, size = [], 0
+        files += [file for _, file, _ in rows]
+        size += events
+    if files:
+        yield files

@@ -17,11 +17,10 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
 
 NUMBER = "DECIMAL(38,12)"
@@ -139,20 +138,12 @@ def read_books(
     mapped = connection.execute(text("SELECT tenant_id, service FROM stripe_items")).all()
     put_context(db, catalog, scope, finals, [(row.tenant_id, row.service) for row in mapped])
     landed = connection.execute(
-        text("SELECT file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :last ORDER BY file"),
+        text("SELECT hour, file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :last"),
         scope.parameters,
     ).all()
-    held = {lake.root / row.file: _events_in(lake.root / row.file) for row in landed}
-    put_events(db, [file for file, events in held.items() if events is not None])
-    return sum(held[lake.root / row.file] != row.events for row in landed)
-
-
-def _events_in(file: Path) -> int | None:
-    """Rows of a lake file by its own footer; None for one that is gone or no Parquet file any more."""
-    try:
-        return int(pq.read_metadata(file).num_rows)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
+    held = lake.rows([row.file for row in landed])
+    put_events(db, lake, [(row.hour, row.file, row.events) for row in landed if held[row.file] is not None])
+    return sum(held[row.file] != row.events for row in landed)
 
 
 def _copy_out(connection: Connection, query: str, parameters: Mapping[str, Any], file: Path) -> None:
@@ -209,7 +200,7 @@ def put(db: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Itera
 # Counted here once more, from the files alone: the first event of an id in an hour stands, what metering set aside as
 # a conflict is left out, and an event belongs to the period by its own time.
 _EVENTS = """
-CREATE TABLE events AS
+INSERT INTO events
 WITH kept AS (
   SELECT e.tenant_id, e.service, e.event_time, e.quantity
   FROM read_parquet($files) e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
@@ -229,9 +220,10 @@ _NO_EVENTS = (
 )
 
 
-def put_events(db: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """Table ``events``: deduplicated usage events of the period by hour, tenant and service, from the lake's files."""
-    if files:
-        db.execute(_EVENTS, {"files": [str(file) for file in files]})
-    else:
-        db.execute(_NO_EVENTS)
+def put_events(db: duckdb.DuckDBPyConnection, lake: Lake, landed: Iterable[tuple[datetime, str, int]]) -> None:
+    """Table ``events``: deduplicated usage events of the period by hour, tenant and service, from the lake's files
+    (hour, file, events)."""
+    db.execute(_NO_EVENTS)
+    for files in portions(landed):
+        with lake.at_hand(files) as paths:
+            db.execute(_EVENTS, {"files": paths})

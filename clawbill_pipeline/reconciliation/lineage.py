@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, localcontext
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog, Period
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.duck import duck
-from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.waterfall import unit_scale
 from clawbill_pipeline.money import EXACT, invoice_amount, plain, total
@@ -132,9 +130,10 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
         records = tuple(Record(**row._mapping) for row in connection.execute(text(_RECORDS), given))
         landed = connection.execute(text(_FILES), given).all()
         conflicts = [(r.landing_id, r.uri, r.place, r.raw) for r in connection.execute(text(_CONFLICTS), given)]
-    missing = [row.file for row in landed if _events_in(lake.root / row.file) != row.events]
-    files = [str(lake.root / row.file) for row in landed if _events_in(lake.root / row.file)]
-    events, count, counted = _read_events(files, conflicts, line, limit)
+    held = lake.rows([row.file for row in landed])
+    missing = [row.file for row in landed if held[row.file] != row.events]
+    whole = [(row.hour, row.file, row.events) for row in landed if held[row.file]]
+    events, count, counted = _read_events(lake, whole, conflicts, line, limit)
     windows = _windows(booked, counted)
     rated = total(window.amount or ZERO for window in windows)
     derived = _derived(catalog, line, records)
@@ -183,7 +182,7 @@ FROM m FULL JOIN r USING (hour, dimensions, window_start) ORDER BY window_start,
 _RECORDS = f"""
 SELECT identifier, window_start, revision, units, state, settled_at FROM usage_records WHERE {_OF_LINE}
 ORDER BY window_start, revision"""
-_FILES = "SELECT file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
+_FILES = "SELECT hour, file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
 _CONFLICTS = """
 SELECT landing_id, uri, place, raw FROM quarantine
 WHERE reason = 'conflict' AND tenant_id = :tenant AND landing_id IN (
@@ -194,7 +193,6 @@ WHERE reason = 'conflict' AND tenant_id = :tenant AND landing_id IN (
 
 # As metering counts: the first event of an id in an hour stands, conflicts are set aside.
 _EVENTS = """
-CREATE TEMP TABLE traced AS
 SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service,
   row_number() OVER (PARTITION BY source, event_id, date_trunc('hour', event_time) ORDER BY landing_id, line) = 1
     AS counted
@@ -207,29 +205,28 @@ WHERE tenant_id = $tenant
 _OF_PERIOD = "service = $service AND event_time >= $starts AND event_time < $ends"
 
 
-def _events_in(file: Path) -> int:
-    """Rows of a lake file; 0 for one that is gone or damaged."""
-    try:
-        return int(pq.read_metadata(file).num_rows)
-    except (OSError, ValueError):
-        return 0
-
-
 _Counted = dict[tuple[datetime, str], Decimal]
 
 
 def _read_events(
-    files: Sequence[str], conflicts: Sequence[tuple[Any, ...]], line: Line, limit: int
+    lake: Lake,
+    landed: Sequence[tuple[datetime, str, int]],
+    conflicts: Sequence[tuple[Any, ...]],
+    line: Line,
+    limit: int,
 ) -> tuple[tuple[Event, ...], int, _Counted]:
     """The first events of the line, how many there are, and what they count to by window and dimensions."""
-    if not files:
+    if not landed:
         return (), 0, {}
     given = {"service": line.service, "starts": line.period.start, "ends": line.period.end}
     with duck() as db:
         db.execute("CREATE TABLE conflicts (landing_id BIGINT, uri VARCHAR, place VARCHAR, raw VARCHAR)")
         if conflicts:
             db.executemany("INSERT INTO conflicts VALUES (?, ?, ?, ?)", conflicts)
-        db.execute(_EVENTS, {"files": list(files), "tenant": line.tenant_id})
+        for number, files in enumerate(portions(landed)):
+            with lake.at_hand(files) as paths:
+                into = "INSERT INTO traced" if number else "CREATE TEMP TABLE traced AS"
+                db.execute(into + _EVENTS, {"files": paths, "tenant": line.tenant_id})
         events = db.execute(
             "SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, counted"
             f" FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line LIMIT {int(limit)}",
