@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from http import HTTPStatus
 from typing import NamedTuple
 
 import aiohttp
@@ -46,6 +47,7 @@ from clawbill_pipeline.delivery.outbox import (
 )
 from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.tallies import Tally, add_tally
 from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
@@ -77,6 +79,8 @@ class Delivered:
     waiting: int = 0
     parked: int = 0
     retries: int = 0
+    #: Answers 429: Stripe asked to go slower.
+    rate_limited: int = 0
     #: Delivered before, and rejected by Stripe since: a 200 is not the end.
     rejected_later: int = 0
     #: Why the delivery ended early, or None.
@@ -129,7 +133,15 @@ def deliver(
     with claiming(ledger) as claims:
         work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff, customers)
         asyncio.run(work.run())
+    with ledger.transaction() as connection:
+        add_tally(connection, _watched(work.counts))
     return replace(work.result(), rejected_later=rejected_later)
+
+
+def _watched(counts: Mapping[str, int]) -> Tally:
+    """What /metrics says of a delivery."""
+    calls = ("retries", "rate_limited")
+    return {("delivery_calls" if name in calls else "delivery_records", name): n for name, n in counts.items()}
 
 
 class _Turn(NamedTuple):
@@ -382,6 +394,7 @@ class _Delivery:
                     half = len(rows) // 2
                     return await self._call(rows[:half], lost) + await self._call(rows[half:], lost)
                 lost = lost or not had_no_effect(error)
+                self.counts["rate_limited"] += error.http_status == HTTPStatus.TOO_MANY_REQUESTS
                 problem, wait = said(error), retry_after(error) or 0.0
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 lost = True

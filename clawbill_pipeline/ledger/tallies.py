@@ -23,7 +23,7 @@ Tally = Mapping[tuple[str, str], int | Decimal]
 
 def add_tally(connection: Connection, counts: Tally) -> None:
     """Adds ``counts``, by ``(name, label)``. Last in a transaction: whoever counts the same waits for its end."""
-    rows = [(name, label, count) for (name, label), count in sorted(counts.items()) if count]
+    rows = [(name, label, Decimal(count)) for (name, label), count in sorted(counts.items()) if count]
     if rows:
         names, labels, numbers = zip(*rows, strict=True)
         connection.execute(_ADD, {"names": list(names), "labels": list(labels), "counts": list(numbers)})

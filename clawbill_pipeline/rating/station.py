@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog, hours_between, openclaw_service
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.ledger.tallies import Tally, add_tally, histogram
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
@@ -122,6 +123,7 @@ def rate(
             bookings, failures = _rate_chunk(connection, catalog, openclaw, due)
             write_bookings(connection, bookings, now, run_id)
             _write_failures(connection, failures, now, run_id)
+            add_tally(connection, _watched(bookings, failures))
         tally.add(bookings, failures)
         if len(due) < CHUNK:
             break
@@ -375,6 +377,12 @@ def write_bookings(connection: Connection, bookings: Sequence[Booking], now: dat
         """),
         {"hours": sorted({b.due.hour for b in bookings})},
     )
+
+
+def _watched(bookings: Sequence[Booking], failures: Sequence[Failure]) -> Tally:
+    """What /metrics says of these."""
+    latencies = histogram("rating_seconds", (booking.answer.latency_ms for booking in bookings))
+    return {**latencies, **Counter(("rating_failures", failure.kind) for failure in failures)}
 
 
 def _write_failures(connection: Connection, failures: Sequence[Failure], now: datetime, run_id: str) -> None:
