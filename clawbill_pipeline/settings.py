@@ -14,6 +14,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from clawbill_pipeline.object_store import is_address
+
 #: The catalogue that comes with the package, to start from.
 STARTER = Path(__file__).parent / "catalog" / "starter.yaml"
 
@@ -30,7 +32,14 @@ class Settings(BaseModel):
     state: Path = Field(Path(".clawbill"), description="CLAWBILL_STATE: the folder for all that is kept on disk.")
     catalog: Path | None = Field(None, description="CLAWBILL_CATALOG: the catalogue file.")
     database_url: SecretStr | None = Field(None, description="CLAWBILL_DATABASE_URL: PostgreSQL for the ledger.")
-    lake: Path | None = Field(None, description="CLAWBILL_LAKE: folder of the lake; default <state>/lake.")
+    lake: Path | str | None = Field(
+        None, description="CLAWBILL_LAKE: folder of the lake, or s3://bucket/prefix; default <state>/lake."
+    )
+    reports: Path | str | None = Field(
+        None,
+        description="CLAWBILL_REPORTS: folder of the reports, or s3://bucket/prefix; default <state>/reports, or "
+        "reports in the lake where that is in an object store.",
+    )
     openclaw_url: str | None = Field(None, description="OPENCLAW_URL")
     openclaw_token: SecretStr | None = Field(None, description="OPENCLAW_TOKEN")
     openclaw_status_path: str = Field(
@@ -73,7 +82,8 @@ class Settings(BaseModel):
             "state": env.get("CLAWBILL_STATE"),
             "catalog": env.get("CLAWBILL_CATALOG"),
             "database_url": env.get("CLAWBILL_DATABASE_URL"),
-            "lake": env.get("CLAWBILL_LAKE"),
+            "lake": _place(env.get("CLAWBILL_LAKE")),
+            "reports": _place(env.get("CLAWBILL_REPORTS")),
             "openclaw_url": env.get("OPENCLAW_URL"),
             "openclaw_token": env.get("OPENCLAW_TOKEN"),
             "openclaw_status_path": env.get("CLAWBILL_OPENCLAW_STATUS_PATH"),
@@ -100,12 +110,16 @@ class Settings(BaseModel):
         return own if self.catalog or own.exists() else STARTER
 
     @property
-    def lake_root(self) -> Path:
+    def lake_root(self) -> Path | str:
+        """A folder, or an address in an object store."""
         return self.lake or self.state / "lake"
 
     @property
-    def reports_root(self) -> Path:
-        return self.state / "reports"
+    def reports_root(self) -> Path | str:
+        """A folder, or an address in an object store: whoever has the lake there has more machines than one."""
+        if self.reports is None and isinstance(self.lake, str):
+            return f"{self.lake.rstrip('/')}/reports"
+        return self.reports or self.state / "reports"
 
     @property
     def users_file(self) -> Path:
@@ -137,6 +151,13 @@ def _log_format(text: str | None) -> str | None:
     if text and text not in ("text", "json"):
         raise SettingsError(f"CLAWBILL_LOG_FORMAT is {text!r}; write text or json")
     return text
+
+
+def _place(text: str | None) -> Path | str | None:
+    """A folder, or an address in an object store as it is."""
+    if not text or is_address(text):
+        return text
+    return Path(text)
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -35,7 +35,8 @@ class Folder(Protocol):
         ...
 
     def made(self, name: str) -> AbstractContextManager[Path]:
-        """Where to write the file: it gets its name once the block ends, and is gone if the block fails."""
+        """Where to write the file: it gets its name once the block ends. Nothing changes if the block fails, or leaves
+        no file there."""
         ...
 
 
@@ -65,9 +66,10 @@ class DiskFolder:
         fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             yield fresh
-            with fresh.open("rb") as file:
-                os.fsync(file.fileno())
-            fresh.replace(path)
+            if fresh.exists():
+                with fresh.open("rb") as file:
+                    os.fsync(file.fileno())
+                fresh.replace(path)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -96,7 +98,8 @@ class StoreFolder:
         with tempfile.TemporaryDirectory(prefix="clawbill-upload-") as folder:
             fresh = Path(folder) / name.rpartition("/")[2]
             yield fresh
-            self.objects.write(name, fresh)
+            if fresh.exists():
+                self.objects.write(name, fresh)
 
 
 def folder(root: Path | str) -> Folder:

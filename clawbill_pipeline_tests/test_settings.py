@@ -32,6 +32,19 @@ def test_settings_come_from_the_environment_and_secrets_never_show() -> None:
     assert "hunter2" not in repr(settings) + str(settings.model_dump())
 
 
+def test_lake_and_reports_are_in_the_state_folder_elsewhere_or_in_an_object_store() -> None:
+    def places(**env: str) -> tuple[Path | str, Path | str]:
+        settings = Settings.from_env({"CLAWBILL_STATE": "/state", **env})
+        return settings.lake_root, settings.reports_root
+
+    assert places() == (Path("/state/lake"), Path("/state/reports"))
+    assert places(CLAWBILL_LAKE="/lake") == (Path("/lake"), Path("/state/reports"))
+    # Whoever has the lake in a store has more machines than one: reports are made on one and read on another.
+    assert places(CLAWBILL_LAKE="s3://bucket/a/") == ("s3://bucket/a/", "s3://bucket/a/reports")
+    assert places(CLAWBILL_LAKE="s3://bucket", CLAWBILL_REPORTS="/reports") == ("s3://bucket", Path("/reports"))
+    assert places(CLAWBILL_REPORTS="gs://bucket/r") == (Path("/state/lake"), "gs://bucket/r")
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     settings = Settings.from_env(dict.fromkeys(ENV, ""))
     assert settings == Settings.from_env({})

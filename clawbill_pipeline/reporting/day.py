@@ -18,11 +18,12 @@ from sqlalchemy import Connection, text
 from xlsxwriter.utility import xl_col_to_name
 from xlsxwriter.worksheet import Worksheet
 
+from clawbill_pipeline import storage
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.causes import CAUSES
 from clawbill_pipeline.money import total
 from clawbill_pipeline.reporting.harmless import harmless
-from clawbill_pipeline.reporting.render import ReportFile, register, write
+from clawbill_pipeline.reporting.render import ReportFile, register, stored, write
 from clawbill_pipeline.reporting.report import Break, NothingToReport
 from clawbill_pipeline.reporting.tables import BREAKS as BREAK_COLUMNS
 from clawbill_pipeline.reporting.tables import table
@@ -94,7 +95,7 @@ class DayRendered:
     checks: tuple[Check, ...]
 
 
-def render_day(ledger: Ledger, *, day: date, folder: Path, now: datetime) -> DayRendered:
+def render_day(ledger: Ledger, *, day: date, folder: Path | str, now: datetime) -> DayRendered:
     """Writes a UTC day's workbook and CSV files beside its month's reports, and registers them in the ledger.
 
     The same data gives the same bytes. Raises NothingToReport for a day of no reconciled period.
@@ -108,13 +109,14 @@ def render_day(ledger: Ledger, *, day: date, folder: Path, now: datetime) -> Day
         f"hours_{day}.csv": table([column.name for column in HOURS], report.hours),
         f"breaks_{day}.csv": table(BREAK_COLUMNS, report.breaks),
     }
-    files = tuple(write(folder / period / name, [content]) for name, content in made.items())
+    place = storage.folder(folder)
+    files = tuple(write(place, f"{period}/{name}", [content]) for name, content in made.items())
     with ledger.transaction() as connection:
         registered = register(connection, period, files, report.reconciliation_id, now)
     check = Check(
         "day_report_written",
-        all(file.path.stat().st_size == file.bytes for file in files),
-        "Every report file of the day is on disk in full.",
+        all(stored(place, f"{period}/{file.name}") == file.sha256 for file in files),
+        "Every report file of the day is stored in full.",
         {"files": len(files), "bytes": sum(file.bytes for file in files)},
     )
     counts = len(report.hours), len(report.faults)

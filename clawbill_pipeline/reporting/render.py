@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline import storage
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.reporting.focus import focus_csv
@@ -21,6 +20,7 @@ from clawbill_pipeline.reporting.report import Report, read_report
 from clawbill_pipeline.reporting.tables import breaks_csv, waterfall_csv
 from clawbill_pipeline.reporting.workbook import workbook
 from clawbill_pipeline.results import Check
+from clawbill_pipeline.storage import Folder
 
 #: Name of each file and what makes it.
 FILES: dict[str, Callable[[Report], bytes]] = {
@@ -31,14 +31,15 @@ FILES: dict[str, Callable[[Report], bytes]] = {
 }
 #: Rated usage for other tools; streamed, as it has a row for every rated window.
 FOCUS = "focus_1_2.csv"
+_PIECE = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report file that was written."""
+    """A report file that was written; ``address`` is its path, or its address in an object store."""
 
     name: str
-    path: Path
+    address: str
     sha256: str
     bytes: int
 
@@ -55,23 +56,27 @@ class Rendered:
     checks: tuple[Check, ...]
 
 
-def render(ledger: Ledger, catalog: Catalog, *, period: str, folder: Path, now: datetime, run_id: str) -> Rendered:
+def render(
+    ledger: Ledger, catalog: Catalog, *, period: str, folder: Path | str, now: datetime, run_id: str
+) -> Rendered:
     """Writes the reports of ``period`` (``YYYY-MM``) into ``folder/period`` and registers them in the ledger.
 
     They show the newest reconciliation. The same data gives the same bytes; a file that is as it should be is left
-    alone. Files are private to their owner. Raises NothingToReport for a period that was never reconciled.
+    alone. Files are private to their owner; ``folder`` may be an address in an object store. Raises NothingToReport
+    for a period that was never reconciled.
     """
+    place = storage.folder(folder)
     with ledger.transaction() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         report = read_report(connection, catalog, period)
-        files = [write(folder / period / name, [make(report)]) for name, make in FILES.items()]
-        files.append(write(folder / period / FOCUS, focus_csv(connection, catalog, period)))
+        files = [write(place, f"{period}/{name}", [make(report)]) for name, make in FILES.items()]
+        files.append(write(place, f"{period}/{FOCUS}", focus_csv(connection, catalog, period)))
     with ledger.transaction() as connection:
         registered = register(connection, period, files, report.reconciliation_id, now)
     check = Check(
         "reports_written",
-        all(file.path.stat().st_size == file.bytes for file in files),
-        "Every report file is on disk in full.",
+        all(stored(place, f"{period}/{file.name}") == file.sha256 for file in files),
+        "Every report file is stored in full.",
         {"files": len(files), "bytes": sum(file.bytes for file in files), "run_id": run_id},
     )
     return Rendered(period, report.reconciliation_id, tuple(files), registered, len(report.faults), (check,))
@@ -98,22 +103,26 @@ _REGISTER = text("""
 """)
 
 
-def write(path: Path, parts: Iterable[bytes]) -> ReportFile:
-    """Puts what ``parts`` add up to at ``path``; readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write(folder: Folder, name: str, parts: Iterable[bytes]) -> ReportFile:
+    """Puts what ``parts`` add up to at ``name``; readers see the old file or the new one, never a part."""
     digest, size = hashlib.sha256(), 0
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    fresh = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out:
+    with folder.made(name) as path:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             for part in parts:
                 digest.update(part)
                 size += out.write(part)
-        if path.exists() and filecmp.cmp(path, fresh, shallow=False):
-            fresh.unlink()
-        else:
-            fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    return ReportFile(path.name, path, digest.hexdigest(), size)
+        if stored(folder, name) == digest.hexdigest():
+            path.unlink()
+    return ReportFile(name.rpartition("/")[2], folder.address(name), digest.hexdigest(), size)
+
+
+def stored(folder: Folder, name: str) -> str | None:
+    """The SHA-256 of a file; None where there is none."""
+    digest = hashlib.sha256()
+    try:
+        with folder.open(name) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except FileNotFoundError:
+        return None
+    return digest.hexdigest()

@@ -36,8 +36,9 @@ def test_files_are_written_and_registered_once(month: Month, tmp_path: Path) -> 
         "focus_1_2.csv",
     ]
     for file in first.files:
-        content = file.path.read_bytes()
-        assert (file.path.parent, file.bytes, file.sha256) == (
+        path = Path(file.address)
+        content = path.read_bytes()
+        assert (path.parent, file.bytes, file.sha256) == (
             tmp_path / PERIOD, len(content), hashlib.sha256(content).hexdigest()
         )  # fmt: skip
     assert sorted(path.name for path in (tmp_path / PERIOD).iterdir()) == sorted(file.name for file in first.files)
@@ -234,5 +235,5 @@ def test_an_empty_period_makes_a_report_too(month: Month, tmp_path: Path) -> Non
     reconcile(month.ledger, month.catalog, month.lake, period="2026-12", now=NOW, run_id="test")
     rendered = render(month.ledger, month.catalog, period="2026-12", folder=tmp_path, now=NOW, run_id="test")
     assert rendered.open_breaks == 0
-    assert "No open break" in rendered.files[1].path.read_text()
-    assert openpyxl.load_workbook(rendered.files[0].path)["Quarantine"]["A2"].value == "No line is in quarantine."
+    assert "No open break" in Path(rendered.files[1].address).read_text()
+    assert openpyxl.load_workbook(rendered.files[0].address)["Quarantine"]["A2"].value == "No line is in quarantine."

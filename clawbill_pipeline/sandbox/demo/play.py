@@ -240,7 +240,7 @@ class _Play:
                 digest = "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)"
                 row = connection.execute(text(f"{digest} FROM {table} t")).one()
                 digests[f"ledger table {table.name}"] = f"{row[0]} rows, digest {row[1]}"
-        root = self.stack.settings.reports_root
+        root = Path(self.stack.settings.reports_root)
         for path in sorted(root.rglob("*")):
             if path.is_file():
                 digests[f"report {path.relative_to(root)}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -260,7 +260,7 @@ class _Play:
             late = connection.scalar(text("SELECT count(*) FROM metered_usage WHERE reason = 'late'"))
         known = self.catalog.tenants
         unmapped = sorted({step.tenant_id for rows in steps.values() for step in rows if step.tenant_id not in known})
-        root = self.stack.settings.reports_root
+        root = Path(self.stack.settings.reports_root)
         reports = [path for period in periods for path in sorted((root / period.key).glob("*")) if path.is_file()]
         return Played(
             steps, reports, repeated, changes, self.line.runs,

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from clawbill_pipeline.ledger.tables import reports
+from clawbill_pipeline.storage import folder
 from clawbill_pipeline.web.finance.door import Door, Refused, Visit, note
 
 _TYPES = {
@@ -26,11 +27,11 @@ _HTML_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src 
 
 
 class Downloads:
-    """The page over the files in ``root``."""
+    """The page over the files in ``root``: a path, or an address in an object store."""
 
-    def __init__(self, door: Door, root: Path) -> None:
+    def __init__(self, door: Door, root: Path | str) -> None:
         self._door = door
-        self._root = root
+        self._folder = folder(root)
 
     def __call__(self, request: Request, visit: Visit) -> Response:
         if visit.viewer.tenants is not None:
@@ -54,12 +55,10 @@ class Downloads:
         registered = select(reports.c.sha256).where(reports.c.period == period, reports.c.name == name)
         with self._door.ledger.transaction() as connection:
             known = set(connection.scalars(registered))
-        root = self._root.resolve()
-        path = (root / period / name).resolve()
-        if not known or not path.is_relative_to(root):
+        if not known or ".." in Path(name).parts:
             return None
         try:
-            content = path.read_bytes()
-        except OSError:
+            content = self._folder.read(f"{period}/{name}")
+        except FileNotFoundError:
             return None
         return content if hashlib.sha256(content).hexdigest() in known else None
