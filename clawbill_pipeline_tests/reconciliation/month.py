@@ -235,25 +235,33 @@ class Month:
 
     def held(self, tenant: str, service: str, units: object, at: datetime | None = None) -> None:
         """What Stripe says it holds for the period, or for one hour."""
-        self.run(
+        self._held([(tenant, service, units, at)])
+
+    def _held(self, read: Iterable[tuple[str, str, object, datetime | None]]) -> None:
+        self.write(
             "INSERT INTO usage_summaries (tenant_id, service, customer_id, meter, period_start, hour, units, read_at,"
             " run_id) VALUES (:t, :s, :c, :m, :start, :hour, :units, :at, 'r')",
-            t=tenant, s=service, c=f"cus_{tenant}", m=self.catalog.meter(service), start=self.start_of(tenant),
-            hour=at, units=units, at=NOW,
+            [
+                {
+                    "t": tenant, "s": service, "c": f"cus_{tenant}", "m": self.catalog.meter(service),
+                    "start": self.start_of(tenant), "hour": at, "units": units, "at": NOW,
+                }
+                for tenant, service, units, at in read
+            ],
         )  # fmt: skip
 
     def hold(self) -> None:
-        for (tenant, service), units in self.totals().items():
-            self.held(tenant, service, units)
+        self._held((tenant, service, units, None) for (tenant, service), units in self.totals().items())
 
     def hold_hours(self, tenant: str, service: str, **but: object) -> None:
         """Stripe's hours as they were sent, but for those named ``h<number>``."""
         differing = {hour(int(name[1:])): Decimal(units) for name, units in but.items()}
-        for (t, s, at), quantity in self.usage.items():
-            if (t, s) == (tenant, service) and at not in differing:
-                self.held(tenant, service, self.units(tenant, service, quantity), at)
-        for at, units in differing.items():
-            self.held(tenant, service, units, at)
+        sent = {
+            at: self.units(tenant, service, quantity)
+            for (t, s, at), quantity in self.usage.items()
+            if (t, s) == (tenant, service)
+        }
+        self._held((tenant, service, units, at) for at, units in {**sent, **differing}.items())
 
     def invoice(
         self,
