@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from pathlib import Path
 
 import stripe
 from pydantic import SecretStr
@@ -17,6 +18,7 @@ from clawbill_pipeline.clock import clock_of
 from clawbill_pipeline.delivery.probing import probe
 from clawbill_pipeline.ledger import LedgerError, embedded, migration_state
 from clawbill_pipeline.ledger.database import shown
+from clawbill_pipeline.object_store import ObjectFolder, is_address
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
 from clawbill_pipeline.settings import Settings, SettingsError, is_live
 from clawbill_pipeline.stripe_api import StripeApi
@@ -87,11 +89,23 @@ def _catalog(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
     for source in catalog.sources:
         if isinstance(source, SqlTable | Http):
             continue  # a database's answer is the source's own affair when it is landed
-        path = catalog.folder / source.path
-        there = path.exists()
-        remedy = "" if there else "make the folder, or correct the path in the catalogue"
-        findings.append(Finding(f"source {source.name}", there, f"{path}{'' if there else ' is not there'}", remedy))
+        findings.append(_place(f"source {source.name}", catalog.folder, source.path, getattr(source, "endpoint", None)))
+    if is_address(settings.lake_root):
+        findings.append(_place("lake", Path(), str(settings.lake_root)))
     return catalog, findings
+
+
+def _place(name: str, folder: Path, path: str, endpoint: str | None = None) -> Finding:
+    """Whether a folder is there, or an object store lets us list it."""
+    if is_address(path):
+        try:
+            next(ObjectFolder(path, endpoint=endpoint, tries=1).listed(), None)
+        except OSError as error:
+            return Finding(name, False, str(error), "see docs/sources.md, Object storage")
+        return Finding(name, True, path)
+    there = (folder / path).exists()
+    text = f"{folder / path}{'' if there else ' is not there'}"
+    return Finding(name, there, text, "" if there else "make the folder, or correct the path in the catalogue")
 
 
 @contextmanager

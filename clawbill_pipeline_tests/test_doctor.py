@@ -16,6 +16,7 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.processes import start_serving
 from clawbill_pipeline.settings import STARTER, Settings, SettingsError
 from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline_tests.object_store import Bucket
 from clawbill_pipeline_tests.scenarios.command import environment
 
 TOKEN = "a-token-of-the-tests"
@@ -127,3 +128,11 @@ def test_a_source_that_is_not_there_is_named(good: Settings) -> None:
     findings = found(good)
     assert "usage is not there" in findings["source app"].text
     assert "source app" in bad(findings)
+
+
+def test_a_bucket_that_is_not_there_is_named(good: Settings, bucket: Bucket) -> None:
+    findings = found(good, lake=bucket.address)
+    assert findings["lake"].good
+    findings = found(good, lake="s3://nowhere/lake")
+    assert "there is no bucket 'nowhere'" in findings["lake"].text
+    assert "lake" in bad(findings)
