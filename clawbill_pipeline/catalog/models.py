@@ -22,6 +22,7 @@ from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, utc_hour
 from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
 from clawbill_pipeline.catalog.sources import Http, Source
+from clawbill_pipeline.catalog.volumes import Volumes
 from clawbill_pipeline.money import currency_code
 
 
@@ -329,6 +330,7 @@ class Catalog(Closed):
     dunning: Dunning = Dunning()
     closing: Closing = Closing()
     alerts: Alerting = Alerting()
+    volumes: Volumes = Volumes()
     correcting: Correcting = Correcting()
     rating: Rating = Rating()
     delivery: Delivery = Delivery()

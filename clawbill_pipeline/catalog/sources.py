@@ -182,10 +182,9 @@ class LiteLlm(_Files):
         )
 
 
-class TenantRule(_Closed):
-    """Whose request it is, by a regular expression on a part of it; without ``tenant``, by what its group holds."""
+class _Rule(_Closed):
+    """Whose usage it is, by a regular expression on a part of it; without ``tenant``, by what its group holds."""
 
-    by: Literal["host", "path", "user", "address"]
     pattern: str
     tenant: str | None = None
 
@@ -198,6 +197,18 @@ class TenantRule(_Closed):
         if self.tenant is None and groups != 1:
             raise ValueError("give a tenant, or a pattern with one group that holds it: ^/t/([a-z]+)/")
         return self
+
+
+class TenantRule(_Rule):
+    """Whose request it is."""
+
+    by: Literal["host", "path", "user", "address"]
+
+
+class CellRule(_Rule):
+    """Whose usage of a gateway it is: by the cell's folder, the agent's id or the session's key."""
+
+    by: Literal["cell", "agent", "session_key"]
 
 
 class AccessLog(_Files):
@@ -266,13 +277,25 @@ OPENCLAW_SERVICES: tuple[OpenClawService, ...] = (
 
 
 class OpenClawFleet(_Source):
-    """State of OpenClaw cells, ``<path>/<tenant>/agents/<agent>/…``: one cell a tenant, or one cell of ``tenant``."""
+    """State of OpenClaw cells, ``<path>/<tenant>/agents/<agent>/…``: one cell a tenant, or one cell of ``tenant``.
+
+    Where tenants share cells, ``tenants`` tells them apart; ``path`` may then be one cell or a folder of cells.
+    """
 
     kind: Literal["openclaw_fleet"]
     tenant: str | None = Field(None, description="Set it where path is one tenant's cell: <path>/agents/<agent>/….")
+    tenants: tuple[CellRule, ...] = Field(
+        (), description="Where cells are shared: the first rule that fits decides; what none fits goes to quarantine."
+    )
     services: tuple[OpenClawService, ...] = Field(
         OPENCLAW_SERVICES, min_length=1, description="What is metered; the rest of a usage line is left out."
     )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.tenant is not None and self.tenants:
+            raise ValueError("give either tenant or tenants: one for all, or rules that tell them apart")
+        return self
 
 
 Source = Annotated[

@@ -9,12 +9,14 @@ from clawbill_pipeline.usage.events import Claims, Fault
 
 
 class Line(NamedTuple):
-    """One line or row as it stands. ``raw`` is what it says, or what is kept of it beside a ``fault``."""
+    """One line or row as it stands. ``raw`` is what it says, or what is kept of it beside a ``fault``; ``session`` is
+    the conversation that it belongs to, where an input knows it beside the line."""
 
     number: int
     offset: int
     raw: bytes
     fault: Fault | None = None
+    session: str = ""
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,6 +34,8 @@ from clawbill_pipeline.usage.quarantine import WHOLE, Entry, masked, set_aside
 from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
 from clawbill_pipeline.usage.sources import inputs
 
+#: Tenants that a check names.
+_SHOWN = 20
 #: Files that may wait to be written: what they hold is in memory.
 BACKLOG = 16
 
@@ -69,7 +71,7 @@ def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id:
         run = Run(lake, ledger, Judge(catalog, now), now, run_id, finished, readers, writer, total)
         for source in catalog.sources:
             run.source(source, catalog.folder)
-    return total.result()
+    return total.result(catalog, _newest_landings(ledger, catalog), now)
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -82,6 +84,10 @@ _NEWEST = text(
     "SELECT DISTINCT ON (uri) uri, id, size FROM landings "
     "WHERE source = :source AND position NOT LIKE 'replay of %' ORDER BY uri, id DESC"
 )
+_NEWEST_OF_SOURCES = text("""
+    SELECT s.name, (SELECT landed_at FROM landings WHERE source = s.name ORDER BY id DESC LIMIT 1) AS landed_at
+    FROM unnest(CAST(:sources AS text[])) AS s (name)
+""")
 _LAND = text("""
     INSERT INTO landings (source, uri, position, size, sha256, lines, event_lines, events, quarantined, skipped,
                           landed_at, run_id)
@@ -237,6 +243,12 @@ def _write_events(
         )
 
 
+def _newest_landings(ledger: Ledger, catalog: Catalog) -> dict[str, datetime | None]:
+    with ledger.transaction() as connection:
+        rows = connection.execute(_NEWEST_OF_SOURCES, {"sources": [source.name for source in catalog.sources]})
+        return {row.name: row.landed_at for row in rows}
+
+
 # --- what is known -------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +292,8 @@ class Total:
     skipped: int = 0
     waiting: int = 0
     hours: set[datetime] = field(default_factory=set)
+    tenants: set[str] = field(default_factory=set)
+    unmapped: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, batch: Batch) -> None:
@@ -290,11 +304,20 @@ class Total:
         self.quarantined += len(batch.aside)
         self.skipped += batch.skipped
         self.hours.update(batch.hours)
+        self.tenants |= batch.tenants
+        self.unmapped += sum(entry.reason == "no_tenant" for entry in batch.aside)
 
     def problem(self, reason: str, source: str, uri: str, detail: str) -> None:
         self.problems.append((reason, f"{source}: {uri}: {reason}: {detail}"))
 
-    def result(self) -> Landed:
+    def result(self, catalog: Catalog, newest: Mapping[str, datetime | None], now: datetime) -> Landed:
+        """``newest`` is when each source of the catalogue brought something last."""
+        strangers = sorted(self.tenants - catalog.tenants.keys())
+        stale = [
+            f"{name} since {at:%Y-%m-%dT%H:%MZ}" if at else f"{name}, which never brought anything"
+            for name, at in sorted(newest.items())
+            if (at or catalog.start) + catalog.alerts.stale_after(name) < now
+        ]
         changed = sum(reason == "changed_in_place" for reason, _ in self.problems)
         return Landed(
             inputs=self.inputs,
@@ -332,6 +355,20 @@ class Total:
                     len(self.problems) == changed,
                     "Every input could be read to its end.",
                     {"unreadable": len(self.problems) - changed, "waiting": self.waiting},
+                    serious=False,
+                ),
+                Check(
+                    "sources_fresh",
+                    not stale,
+                    "Every source has brought something within the time that the catalogue gives it.",
+                    {"sources": len(newest), "stale": ", ".join(stale) or None},
+                    serious=False,
+                ),
+                Check(
+                    "everybody_known",
+                    not strangers and not self.unmapped,
+                    "Every event that landed is of a tenant of the catalogue.",
+                    {"tenants": ", ".join(strangers[:_SHOWN]) or None, "lines_of_nobody": self.unmapped},
                     serious=False,
                 ),
             ),

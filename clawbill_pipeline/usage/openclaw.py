@@ -15,6 +15,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,16 @@ from clawbill_pipeline.catalog.sources import OPENCLAW_SERVICES, OpenClawFleet
 from clawbill_pipeline.usage.events import Claims, Fault, instant
 from clawbill_pipeline.usage.inputs import Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import parse
+from clawbill_pipeline.usage.openclaw_tenants import Session, Whose
 from clawbill_pipeline.usage.stored import DiskFile, Kept, uri_of
 from clawbill_pipeline.usage.text import Text
 
 #: OpenClaw's own rule for tenant ids (its fleet host).
 TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 DATABASE = "openclaw-agent.sqlite"
+#: A member that no line can have: JSON text holds no bare control character.
+_SESSION = "\0session"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS = 20_000
 _FIELDS = {
     "tokens.input": "input",
@@ -46,6 +51,8 @@ def fleet_cells(source: OpenClawFleet, folder: Path) -> list[tuple[str, Path]]:
     """``(tenant, cell)`` of each cell below the source's folder, in order."""
     if source.tenant is not None:
         return [(source.tenant, folder)]
+    if source.tenants and (folder / "agents").is_dir():
+        return [(folder.name, folder)]
     return sorted(
         (cell.name, cell) for cell in folder.iterdir() if TENANT.fullmatch(cell.name) and (cell / "agents").is_dir()
     )
@@ -60,16 +67,17 @@ def fleet_inputs(source: OpenClawFleet, folder: Path) -> Iterator[Input]:
     """
     for tenant, cell in fleet_cells(source, folder):
         for agent in sorted((cell / "agents").iterdir()):
-            format = Transcript(tenant, agent.name, source.services)
+            database = agent / "agent" / DATABASE
+            whose = Whose(source.tenants, tenant, agent.name, partial(_sessions, agent)) if source.tenants else None
+            format = Transcript(tenant, agent.name, source.services, whose)
             found: set[str] = set()
             for place in ("sessions", "session-sqlite-import-archive"):
                 for path in sorted((agent / place).rglob("*.jsonl*")):
                     if path.is_file() and not path.name.endswith((".lock", ".tmp")) and ".trajectory." not in path.name:
                         # Re-reading is safe: ids never move to other usage. OpenClaw rewrites transcripts at times.
-                        made = Text(DiskFile(path, uri_of(path, folder)), format, read_again=True)
+                        made = Text(DiskFile(path, uri_of(path, folder)), format.of(path.name), read_again=True)
                         found.add(made.uri)
                         yield made
-            database = agent / "agent" / DATABASE
             if database.is_file():
                 yield Transcripts(database, uri_of(database, folder), format)
                 # A database that can't be read says so when its transcripts are.
@@ -79,19 +87,42 @@ def fleet_inputs(source: OpenClawFleet, folder: Path) -> Iterator[Input]:
 
 
 class Transcript:
-    """Lines of an agent's transcripts. Usage is in the assistant's messages; all other lines bear none."""
+    """Lines of an agent's transcripts. Usage is in the assistant's messages; all other lines bear none.
 
-    def __init__(self, tenant: str, agent: str, services: Sequence[str]) -> None:
-        self._tenant = tenant
+    The tenant is the cell's unless ``whose`` tells it. ``session`` is the one that lines belong to that don't say it.
+    """
+
+    def __init__(
+        self, tenant: str, agent: str, services: Sequence[str], whose: Whose | None = None, session: str = ""
+    ) -> None:
+        self._tenant = None if whose else tenant
         self._agent = agent
         self._services = services
+        self._whose = whose
+        self._session = session
+
+    def of(self, file: str) -> Transcript:
+        """The same for the transcript of one session: ``<session>.jsonl`` and what may stand behind it."""
+        if self._whose is None:
+            return self
+        session = file.partition(".jsonl")[0].rpartition(".")[2]
+        return Transcript(self._tenant or "", self._agent, self._services, self._whose, session)
 
     def records(self, line: Line) -> list[Any]:
         try:
-            return parse(line.raw)
+            found = parse(line.raw)
         except Fault as fault:
             fault.tenant_id = self._tenant
             raise
+        if self._whose is None:
+            return found
+        session = line.session or self._session
+        return [{**record, _SESSION: session} if isinstance(record, dict) else record for record in found]
+
+    def _tenant_of(self, record: dict[str, Any], time: Any) -> str:
+        if self._whose is None:
+            return self._tenant or ""
+        return self._whose.tenant(record[_SESSION], instant(time, "timestamp"))
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
         if not isinstance(record, dict):
@@ -105,6 +136,7 @@ class Transcript:
         if not isinstance(usage, dict):
             raise Fault("not_an_object", "usage", "usage must be an object of token counts", self._tenant)
         time = record.get("timestamp") or message.get("timestamp")
+        tenant = self._tenant_of(record, time)
         event_id = f"{self._agent}/{self._id(record, message, time)}"
         dimensions = {"provider": message.get("provider"), "model": message.get("model"), "agent": self._agent}
         costs = usage.get("cost")
@@ -116,7 +148,7 @@ class Transcript:
                 fields = ("id", "tenant", "service", f"usage.{_FIELDS.get(service, '')}", "timestamp")
                 cost = costs.get(_FIELDS.get(service)) if isinstance(costs, dict) else None
                 own = f"{event_id}#{service}"
-                claimed.append(Claims(own, self._tenant, service, count, time, dimensions, fields, cost))
+                claimed.append(Claims(own, tenant, service, count, time, dimensions, fields, cost))
         return claimed
 
     def _id(self, record: dict[str, Any], message: dict[str, Any], time: Any) -> str:
@@ -138,9 +170,12 @@ class Transcript:
 
     def shown(self, record: Any) -> Any:
         """Without what was said: conversations are none of billing's business."""
-        if isinstance(record, dict) and isinstance(record.get("message"), dict):
-            return {**record, "message": {k: v for k, v in record["message"].items() if k != "content"}}
-        return record
+        if not isinstance(record, dict):
+            return record
+        kept = {name: value for name, value in record.items() if name != _SESSION}
+        if isinstance(record.get("message"), dict):
+            kept["message"] = {name: value for name, value in record["message"].items() if name != "content"}
+        return kept
 
     def raw(self, line: Line) -> bytes:
         return b"(%d bytes of a conversation, which is not kept)" % len(line.raw)
@@ -187,7 +222,7 @@ class RowBlock(NamedTuple):
 
     def lines(self) -> Iterator[Line]:
         for row in self.rows:
-            yield Line(row.rowid, row.seq, row.text, row.fault)
+            yield Line(row.rowid, row.seq, row.text, row.fault, row.session_id)
 
 
 class Transcripts:
@@ -291,7 +326,7 @@ def _archives(database: Path, sessions_uri: str, format: Transcript) -> Iterator
                 query = f"SELECT rowid, archive_name, length(archive_blob) FROM {table} WHERE archive_blob IS NOT NULL"  # noqa: S608
                 for rowid, name, size in db.execute(query + " ORDER BY rowid").fetchall():
                     blob: Callable[[], io.BytesIO] = partial(_blob, database, table, rowid)
-                    yield Text(Kept(f"{sessions_uri}/{name}", blob, size), format, read_again=True)
+                    yield Text(Kept(f"{sessions_uri}/{name}", blob, size), format.of(name), read_again=True)
 
 
 def _blob(database: Path, table: str, rowid: int) -> io.BytesIO:
@@ -300,6 +335,32 @@ def _blob(database: Path, table: str, rowid: int) -> io.BytesIO:
     if row is None:
         raise FileNotFoundError(f"an archive of {database} is gone; OpenClaw has published or deleted it")
     return io.BytesIO(row[0])
+
+
+def _sessions(agent: Path) -> dict[str, Session]:
+    """The sessions of an agent by their ids: of before SQLite, archived ones, and those that are there."""
+    found: dict[str, Session] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        entries = json.loads((agent / "sessions" / "sessions.json").read_bytes())
+        found |= {entry["sessionId"]: Session(key) for key, entry in entries.items() if "sessionId" in entry}
+    database = agent / "agent" / DATABASE
+    if database.is_file():
+        with suppress(sqlite3.Error, OSError), _database(database) as db:
+            columns: dict[str, set[str]] = {}
+            for table in ("session_transcript_archives", "session_windows", "session_nodes"):
+                rows = db.execute("SELECT name FROM pragma_table_info(?)", (table,))
+                columns[table] = {name for (name,) in rows}
+            if "session_key" in columns["session_transcript_archives"]:
+                rows = db.execute("SELECT session_id, session_key FROM session_transcript_archives")
+                found |= {session: Session(key) for session, key in rows}
+            began = "w.created_at" if "created_at" in columns["session_windows"] else "NULL"
+            forks = "fork_source_session_id" in columns["session_nodes"]
+            source = "n.fork_source_session_id" if forks else "NULL"
+            nodes = "LEFT JOIN session_nodes n ON n.session_key = w.session_key" if forks else ""
+            query = f"SELECT w.session_id, w.session_key, {began}, {source} FROM session_windows w {nodes}"  # noqa: S608
+            for session, key, at, fork in db.execute(query):
+                found[session] = Session(key, _EPOCH + timedelta(milliseconds=at) if at else None, fork)
+    return found
 
 
 @contextmanager

@@ -156,6 +156,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.hours: dict[datetime, list[pa.RecordBatch]] = {}
+        self.tenants: set[str] = set()
         self.aside: list[Entry] = []
         self.digest = hashlib.sha256()
         self.size = 0
@@ -180,6 +181,7 @@ class Batch:
         self.skipped += skipped
         for batch in batches:
             self.events += batch.num_rows
+            self.tenants.update(batch["tenant_id"].unique().to_pylist())
             for hour, events in by_hour(batch):
                 self.hours.setdefault(hour, []).append(events)
 

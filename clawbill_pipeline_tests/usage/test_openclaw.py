@@ -5,14 +5,18 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import zstandard
 
+from clawbill_pipeline.catalog import CatalogError
 from clawbill_pipeline.usage.openclaw import Transcript
-from clawbill_pipeline_tests.usage.conftest import Place
+from clawbill_pipeline.usage.quarantine import entries
+from clawbill_pipeline.usage.replay import replay
+from clawbill_pipeline_tests.usage.conftest import NOW, Place, catalogue
 
 FLEET = Path(__file__).parents[3] / "shared" / "data" / "openclaw_fleet"
 real = pytest.mark.skipif(not FLEET.is_dir(), reason=f"the real cells are not at {FLEET}")
@@ -313,3 +317,118 @@ def test_a_source_of_one_cell_and_of_chosen_services(fleet):
     )
     fleet.land()
     assert [(event["tenant_id"], event["service"]) for event in fleet.events()] == [("acme", "tokens.output")]
+
+
+# --- tenants that share a cell -------------------------------------------------------------------------------------
+
+NODES = """
+CREATE TABLE session_nodes (session_key TEXT NOT NULL PRIMARY KEY, fork_source_session_id TEXT);
+ALTER TABLE session_windows ADD COLUMN created_at INTEGER;
+"""
+
+
+def session(db: sqlite3.Connection, name: str, key: str, began: str, forked_from: str | None = None) -> None:
+    at = round(datetime.fromisoformat(f"2026-11-22T{began}:00Z").timestamp() * 1000)
+    db.execute("INSERT INTO session_windows VALUES (?, ?, ?)", (name, key, at))
+    db.execute("INSERT INTO session_nodes VALUES (?, ?)", (key, forked_from))
+
+
+def shared(*rules: dict, **more) -> tuple[dict]:
+    return ({"name": "fleet", "kind": "openclaw_fleet", "path": "cells", "tenants": rules, **more},)
+
+
+def test_tenants_by_agent_the_first_rule_that_fits_decides(fleet):
+    fleet.sources = shared(
+        {"by": "agent", "pattern": "^support$", "tenant": "acme"},
+        {"by": "agent", "pattern": "^(?:team|support)-?(.*)$"},
+        {"by": "cell", "pattern": "^(initech)$"},
+    )
+    for cell, name in [("shared", "support"), ("shared", "team-globex"), ("shared", "main"), ("initech", "main")]:
+        with database(agent(fleet, cell, name)) as db:
+            put(db, "s", 0, message(0))
+    landed = fleet.land()
+    assert tokens(fleet) == {"acme": 15, "globex": 15, "initech": 15}
+    (aside,) = fleet.quarantine()
+    assert (aside["reason"], aside["field"], aside["tenant_id"]) == ("no_tenant", "tenants", None)
+    assert "cell 'shared', agent 'main'" in aside["detail"]
+    assert "private words" not in str(aside)
+    assert not next(check for check in landed.checks if check.name == "everybody_known").passed
+    # Once a rule fits, the line is replayed.
+    (one,) = entries(fleet.ledger)
+    fleet.sources = shared(*fleet.sources[0]["tenants"], {"by": "agent", "pattern": "^main$", "tenant": "hooli"})
+    catalog = catalogue(*fleet.sources, folder=fleet.folder)
+    (done,) = replay(catalog, fleet.lake, fleet.ledger, [one.id], now=NOW, run_id="replay")
+    assert done.landed
+    assert tokens(fleet)["hooli"] == 15
+
+
+def test_tenants_by_session_key_wherever_the_transcript_lies(fleet):
+    fleet.sources = shared({"by": "session_key", "pattern": r"^agent:main:discord:channel:([a-z]+)$"})
+    folder = agent(fleet, "shared")
+    with database(folder) as db:
+        db.executescript(NODES)
+        db.execute("ALTER TABLE session_transcript_archives ADD COLUMN session_key TEXT")
+        session(db, "s1", "agent:main:discord:channel:acme", "06:00")
+        put(db, "s1", 0, message(0))
+        put(db, "unknown", 0, message(9))
+        blob = zstandard.compress((json.dumps(message(1)) + "\n").encode())
+        db.execute(
+            "INSERT INTO session_transcript_archives VALUES ('s2', 'zstd', ?, 's2.jsonl.deleted.1.g.zst',"
+            " 'agent:main:discord:channel:globex')",
+            (blob,),
+        )
+    (folder / "sessions").mkdir()
+    (folder / "sessions" / "s3.jsonl").write_text(json.dumps(message(2)) + "\n")
+    (folder / "sessions" / "sessions.json").write_text(
+        json.dumps({"agent:main:discord:channel:initech": {"sessionId": "s3"}, "agent:main:main": {}})
+    )
+    fleet.land()
+    assert tokens(fleet) == {"acme": 15, "globex": 16, "initech": 17}
+    (aside,) = fleet.quarantine()
+    assert (aside["reason"], "session 'unknown' without a key" in aside["detail"]) == ("no_tenant", True)
+    with sqlite3.connect(folder / "agent" / "openclaw-agent.sqlite") as db:
+        session(db, "s4", "agent:main:discord:channel:hooli", "07:00")
+        put(db, "s4", 0, message(3))
+    fleet.land()
+    assert tokens(fleet)["hooli"] == 18
+
+
+def test_what_a_fork_copies_stays_with_the_tenant_of_the_session_it_comes_from(fleet):
+    """Or two tenants would pay for the same call."""
+    fleet.sources = shared({"by": "session_key", "pattern": ":([a-z]+)$"})
+    with database(agent(fleet, "shared")) as db:
+        db.executescript(NODES)
+        session(db, "s1", "agent:main:discord:channel:acme", "06:00")
+        session(db, "s2", "agent:main:slack:channel:globex", "06:10", forked_from="s1")
+        session(db, "s3", "agent:main:slack:channel:initech", "06:20", forked_from="s2")
+        for seq in range(5):
+            put(db, "s1", seq, message(seq))
+            put(db, "s2", seq, message(seq))
+            put(db, "s3", seq, message(seq))
+        put(db, "s2", 11, message(11))
+        put(db, "s3", 11, message(11))
+        put(db, "s3", 21, message(21))
+    fleet.land()
+    assert tokens(fleet) == {"acme": 5 * 15 + 10, "globex": 26, "initech": 36}
+
+
+@real
+def test_the_real_cells_by_session_key(fleet):
+    """Each real session to the tenant that its key names: their sums are the cells'."""
+    rules = ({"by": "session_key", "pattern": "^agent:[a-z]+:([a-z]+)"},)
+    fleet.sources = ({"name": "fleet", "kind": "openclaw_fleet", "path": str(FLEET / "cells"), "tenants": rules},)
+    assert fleet.land().quarantined == 0
+    assert tokens(fleet) == {"main": 9346 + 6424 + 9263, "slack": 10266, "discord": 7324}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tenants": [{"by": "agent", "pattern": "("}]}, "is no regular expression"),
+        ({"tenants": [{"by": "agent", "pattern": "x"}]}, "give a tenant, or a pattern with one group"),
+        ({"tenants": [{"by": "agent", "pattern": "(x)"}], "tenant": "acme"}, "give either tenant or tenants"),
+    ],
+)
+def test_rules_that_say_nothing_are_refused(more, said):
+    with pytest.raises(CatalogError, match=said):
+        catalogue({"name": "fleet", "kind": "openclaw_fleet", "path": "cells", **more})

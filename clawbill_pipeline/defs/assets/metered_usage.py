@@ -11,6 +11,7 @@ from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.metering import meter
 from clawbill_pipeline.metering.unused import meter_unused
+from clawbill_pipeline.metering.volumes import watch_volumes
 
 
 @dg.asset(
@@ -23,6 +24,7 @@ from clawbill_pipeline.metering.unused import meter_unused
     check_specs=specs(
         "metered_usage",
         check("conservation", "Accepted events minus duplicates are what was metered, exactly.", blocking=True),
+        check("volumes_usual", "No tenant used far less or far more of a service than it usually does at that time."),
     ),
     metadata=table(tables.metered_usage),
 )
@@ -36,4 +38,5 @@ def metered_usage(
     """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
     result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
     closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
-    return materialized(result, rows=result.rows, closed_hours=len(closing))
+    watched = watch_volumes(ledger, catalog, **hours_of(context))
+    return materialized(result, watched, rows=result.rows, closed_hours=len(closing))

@@ -29,6 +29,8 @@ class Landing(dg.Config):
         check("no_quarantine", "No line of this landing had to be set aside."),
         check("sources_unchanged", "No file that was landed before has changed in place."),
         check("sources_readable", "Every input could be read to its end."),
+        check("sources_fresh", "Every source has brought something within the time that the catalogue gives it."),
+        check("everybody_known", "Every event that landed is of a tenant of the catalogue."),
     ),
     metadata=columns(
         landing_id="bigint: The landing (ledger table landings) that brought the event",
@@ -42,6 +44,8 @@ class Landing(dg.Config):
         dimensions="text: Priced dimension values joined by /",
         quantity="numeric(38,12): How much, in the service's unit",
         event_time="timestamptz: When it was used; decides its hour",
+        unique_value="text: What a service of unique_count counts, such as a user; empty for other services",
+        cost="numeric(38,12): What the provider charged in USD, as the source says; a witness, never billed",
     ),
 )
 def usage_events(
