@@ -7,10 +7,11 @@ does not fit: DuckDB and pandas go through a float here. A property test holds b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Mapping as Fields
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,11 @@ import pyarrow.json as pj
 from clawbill_pipeline.catalog.names import dimension_set
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.catalog.sources import Mapping
-from clawbill_pipeline.usage import text
+from clawbill_pipeline.usage import text, uniform
 from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, MOST, TENANT, Judge
 from clawbill_pipeline.usage.inputs import Line
 from clawbill_pipeline.usage.parquet import ParquetBlock
-from clawbill_pipeline.usage.text import TextBlock
+from clawbill_pipeline.usage.text import Position, TextBlock
 
 #: Tenants, services and dimension sets are few and repeat.
 FEW = pa.dictionary(pa.int32(), pa.string())
@@ -46,13 +47,26 @@ COLUMNS = pa.schema(
 )
 _QUANTITY = pa.decimal128(38, 12)
 _MOST = pa.scalar(MOST, _QUANTITY)
+# Nine digits of a second are common in logs; they are cut to the lake's six afterwards.
+_TIME = pa.timestamp("ns", tz="UTC")
+_NEEDED = frozenset({"event_id", "tenant_id", "service", "quantity", "timestamp"})
 _ZERO = pa.scalar(Decimal(0), _QUANTITY)
 #: So few lines are judged one by one rather than looked at again in smaller parts.
 _FEW_LINES = 32
 _PARTS = 16
+#: Bytes of lines that are looked at together: few enough to stay in the processor's cache.
+_PIECE = 1024 * 1024
 
 Numbers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+
+
+class _Piece(NamedTuple):
+    """Lines that are all alike: their numbers, where they begin in the text, and their members in columns."""
+
+    lines: Numbers
+    offsets: Numbers
+    given: dict[str, pa.Array]
 
 
 class Bulk:
@@ -66,8 +80,9 @@ class Bulk:
         named = {name for service in judge.services.values() for name in service.dimensions}
         self._dimensions = sorted(named | set(self._unique_by.values()))
         words = dict.fromkeys(("event_id", "tenant_id", "service", *self._dimensions, "specversion"), pa.string())
-        # Nine digits of a second are common in logs; they are cut to the lake's six afterwards.
-        fields = {**words, "quantity": _QUANTITY, "timestamp": pa.timestamp("ns", tz="UTC")}
+        fields = {**words, "quantity": _QUANTITY, "timestamp": _TIME}
+        self._words = frozenset(fields)
+        self._catalogue = pa.array([name for name in judge.tenants if TENANT.fullmatch(name)], pa.string())
         self._parse = pj.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
 
     def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
@@ -117,6 +132,64 @@ class Bulk:
 
     def json_lines(self, block: TextBlock) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
         """``(events as batches of COLUMNS, lines that are left over)`` of a block of whole lines."""
+        batches: list[pa.RecordBatch] = []
+        left: list[Line] = []
+        alike: list[_Piece] = []
+        for piece in self._pieces(block):
+            if isinstance(piece, _Piece):
+                alike.append(piece)
+                continue
+            parsed, rest = self._parsed(piece)
+            batches += parsed
+            left += rest
+        if alike:
+            lines = np.concatenate([piece.lines for piece in alike])
+            offsets = np.concatenate([piece.offsets for piece in alike])
+            given = {name: pa.concat_arrays([piece.given[name] for piece in alike]) for name in alike[0].given}
+            columns, good = self._checked(given)
+            if len(good):
+                places = [pa.array(lines[good]), pa.array(offsets[good])]
+                batches.append(pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS))
+            for number in np.delete(np.arange(len(lines)), good) if len(good) < len(lines) else ():
+                left.append(_line_at(block, int(lines[number]), int(offsets[number])))
+        return batches, sorted(left, key=lambda line: line.number)
+
+    def _pieces(self, block: TextBlock) -> Iterator[_Piece | TextBlock]:
+        """The block cut into pieces of lines that are all alike, and what lies between them."""
+        data, at, rest, begin = block.data, block.start, 0, 0
+        while begin < len(data):
+            end = data.rfind(b"\n", begin, begin + _PIECE) + 1 or data.find(b"\n", begin + _PIECE) + 1 or len(data)
+            cut = data[begin:end]
+            short = len(cut) <= text.LONGEST_LINE
+            found = uniform.columns(cut, self._words, ("quantity",)) if short else None
+            if found is not None and (given := self._given_texts(found)):
+                if rest < begin:
+                    between = TextBlock.at(at, data[rest:begin])
+                    yield between
+                    at = between.end
+                begins = found[""].to_numpy()
+                yield _Piece(np.arange(at.line + 1, at.line + 1 + len(begins)), begins + at.byte, given)
+                at = Position(at.byte + len(cut), at.line + len(begins), at.generation)
+                rest = end
+            begin = end
+        if rest < len(data):
+            yield TextBlock.at(at, data[rest:])
+
+    def _given_texts(self, found: Fields[str, pa.Array]) -> dict[str, pa.Array] | None:
+        """The members as ``_checked`` takes them; None where one is missing or of the wrong form."""
+        if not found.keys() >= _NEEDED:
+            return None
+        lines = len(found[""])
+        try:
+            given = {name: found[name] if name in found else pa.nulls(lines, pa.string()) for name in self._words}
+            given["quantity"] = found["quantity"].cast(_QUANTITY)
+            given["timestamp"] = found["timestamp"].cast(_TIME)
+        except pa.ArrowInvalid:
+            return None
+        return given
+
+    def _parsed(self, block: TextBlock) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
+        """The same by Arrow's JSON reader."""
         data = block.data
         characters = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(characters == ord("\n"))
@@ -166,8 +239,8 @@ class Bulk:
     def _checked(self, given: dict[str, pa.Array]) -> tuple[list[pa.Array], Numbers]:
         event_id, quantity = given["event_id"], given["quantity"]
         time = given["timestamp"].cast(pa.timestamp("us", tz="UTC"), safe=False)
-        tenant, known_tenant = _mapped(given["tenant_id"], lambda value: value if TENANT.fullmatch(value) else None)
-        service, known_service = _mapped(given["service"], lambda value: value if value in self._services else None)
+        tenant, known_tenant = self._tenants(given["tenant_id"])
+        service, known_service = _known(given["service"], self._services.__contains__)
         length = pc.binary_length(event_id)
         checks = [
             known_tenant,
@@ -178,7 +251,7 @@ class Bulk:
             given["specversion"].is_null(),
         ]
         if pc.min(quantity).as_py() is not None and pc.less(pc.min(quantity), _ZERO).as_py():
-            _, gives = _mapped(given["service"], lambda value: value if self._takes_back(value) else None)
+            _, gives = _known(given["service"], self._takes_back)
             checks.append(pc.or_(gives, pc.greater_equal(quantity, _ZERO)))
         dimensions, told = self._dimension_sets(given, service)
         if told is not None:
@@ -194,6 +267,14 @@ class Bulk:
         if len(numbers) < len(event_id):
             columns = [column.take(pa.array(numbers)) for column in columns]
         return columns, numbers
+
+    def _tenants(self, column: pa.Array) -> tuple[pa.DictionaryArray, pa.Array]:
+        """``(tenants as dictionary, whether each may be one)``. Most are the catalogue's, and need no look."""
+        if len(self._catalogue) < len(column):
+            indices = pc.index_in(column, self._catalogue)
+            if not indices.null_count:
+                return pa.DictionaryArray.from_arrays(indices, self._catalogue), indices.is_valid()
+        return _known(column, TENANT.fullmatch)
 
     def _takes_back(self, service: str) -> bool:
         return service in self._services and self._services[service].allow_negative
@@ -232,6 +313,12 @@ class Bulk:
         return values.dictionary_encode().cast(FEW), values.is_valid()
 
 
+def _line_at(block: TextBlock, number: int, offset: int) -> Line:
+    begin = offset - block.start.byte
+    end = block.data.find(b"\n", begin)
+    return block.line(number - block.start.line - 1, begin, end if end >= 0 else len(block.data))
+
+
 def _whole(characters: Bytes, starts: Numbers, ends: Numbers) -> npt.NDArray[np.bool_]:
     """Which lines begin with ``{`` and end with ``}``: no JSON value can go on from one such line into the next."""
     last = ends - 1
@@ -257,11 +344,11 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _mapped(column: pa.Array, change: Any) -> tuple[pa.DictionaryArray, pa.Array]:
-    """``(column as dictionary, whether the value is one that ``change`` has a value for)``."""
+def _known(column: pa.Array, test: Callable[[str], object]) -> tuple[pa.DictionaryArray, pa.Array]:
+    """``(column as dictionary, whether each value passes the test)``."""
     encoded = column.dictionary_encode().cast(FEW)
-    known = pa.array([change(value) is not None for value in encoded.dictionary.to_pylist()], pa.bool_())
-    return encoded, known.take(encoded.indices)
+    passed = pa.array([bool(test(value)) for value in encoded.dictionary.to_pylist()], pa.bool_())
+    return encoded, passed.take(encoded.indices)
 
 
 def _escaped(column: pa.Array) -> pa.Array:

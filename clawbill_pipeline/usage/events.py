@@ -80,6 +80,7 @@ class Judge:
 
     def __init__(self, catalog: Catalog, now: datetime) -> None:
         self.services = catalog.services
+        self.tenants = tuple(catalog.tenants)
         self.start = catalog.start
         self.latest = now + AHEAD
 

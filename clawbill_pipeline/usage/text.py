@@ -30,7 +30,7 @@ LONGEST_LINE = 16 * 1024 * 1024
 #: A file of one JSON document (.json) is read whole.
 LONGEST_DOCUMENT = 256 * 1024 * 1024
 #: Bytes read at a time.
-PIECE = 16 * 1024 * 1024
+PIECE = 4 * 1024 * 1024
 #: How long a file must have been at rest until its half last line is taken for cut off.
 REST_SECONDS = 3600
 #: Bytes of an over-long line that are kept to be looked at.

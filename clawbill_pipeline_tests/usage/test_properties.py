@@ -38,6 +38,7 @@ def small_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "_FEW_LINES", 1)
         patch.setattr(bulk, "_PARTS", 2)
+        patch.setattr(bulk, "_PIECE", 500)
         patch.setattr(text, "PIECE", 700)
         patch.setattr(text, "LONGEST_LINE", 2000)
         yield
@@ -146,6 +147,44 @@ def test_the_fast_way_says_what_the_slow_one_says(pool, data):
     assert fast[1] == slow[1]
     assert events(fast[0]) == events(slow[0])
     assert aside(fast[0]) == aside(slow[0])
+
+
+# One program's lines: written alike, but for what goes wrong in a few of them.
+_ALIKE = '{"event_id": "%s", "tenant_id":"acme","service": "%s", "quantity": %s, "timestamp": "%s", "note": %s}'
+sound = ("e", "api.calls", "1", "2026-11-22T10:15:00Z", '"n"')
+odd = (
+    st.sampled_from(["e", "é", "", "a\\\\", '\\"', "\t", "\x7f", "\x00", "\ud800", '", "event_id": "f', "x" * 300]),
+    st.sampled_from(["api.calls", "credits", "users", "nothing", "api.call", "api.calls "]),
+    st.sampled_from(
+        ["0", "-0", "-1", "00", "01", "0.5", ".5", "5.", "-.5", "1.2.3", "--1", "1-", "1e3", "NaN", "null", '"2"',
+         '"+2"', '" 2"', "12345678901234567.123456789012", "0.1234567890123", "999999999999999999",
+         "1000000000000000000", "1 ", "[1]", '{"a": 1}', "", '"0x1"', '"1_0"', '"٣"']
+    ),
+    st.sampled_from(
+        ["2026-11-22T10:15:00Z", "2026-11-22T10:15:00.1234567891Z", "2026-11-22", "2026-11-22T10:15:00", "x"]
+    ),
+    st.sampled_from(['"n"', '""', "1", "1.", "true", '"n', "n", '"n"}', '"\r"', '{"a": "b"}']),
+)  # fmt: skip
+alike = st.lists(
+    st.tuples(*(st.sampled_from([good] * 12) | bad for good, bad in zip(sound, odd, strict=True))),
+    min_size=1,
+    max_size=8,
+).map(lambda rows: b"".join((_ALIKE % row).encode("utf-8", "surrogatepass") + b"\n" for row in rows))
+
+
+@settings(relaxed, max_examples=300)
+@given(alike | st.builds(lambda data, at: data[:at] + b"\xff" + data[at:], alike, st.integers(0, 400)))
+def test_lines_that_are_alike_are_read_as_one_by_one(pool, data):
+    fast, slow = read(data, formats["json"], pool), read(data, formats["json"], pool, fast=False)
+    assert (fast[1], events(fast[0]), aside(fast[0])) == (slow[1], events(slow[0]), aside(slow[0]))
+
+
+def test_lines_that_are_alike_are_not_parsed(pool, monkeypatch):
+    data = b"".join(b'{"event_id": "%d", "tenant_id": "acme", "service": "api.calls", "quantity": %d.5, '
+                    b'"timestamp": "2026-11-22T10:15:00Z"}\n' % (number, number) for number in range(50))  # fmt: skip
+    monkeypatch.setattr(bulk.pj, "read_json", None)
+    found = events(read(data, formats["json"], pool)[0])
+    assert sorted(row[6] for row in found) == [number + Decimal("0.5") for number in range(50)]
 
 
 @relaxed
