@@ -112,7 +112,7 @@ def unusual(
         usual, usual_events = _median(known, weeks)
         if not usual:
             usual, usual_events = _median(known, recent)
-        few = max(events, usual_events) < limits.minimum_events
+        few = max(Decimal(events), usual_events) < limits.minimum_events
         if usual > 0 and not few and not usual / limits.factor <= quantity <= usual * limits.factor:
             found.append(Unusual(tenant_id, service, hour, quantity, usual))
     return found
