@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from clawbill_pipeline.defs import assets
+from clawbill_pipeline.defs import assets, environment
 from clawbill_pipeline.defs.corrective_delivery import corrective_delivery
 from clawbill_pipeline.defs.jobs import JOBS, LINE
 from clawbill_pipeline.defs.period_rerating import period_rerating
@@ -21,6 +21,7 @@ from clawbill_pipeline.defs.sensors.failed_runs import failed_runs
 from clawbill_pipeline.defs.sensors.late_usage import late_usage
 from clawbill_pipeline.defs.sensors.rating_retries import rating_retries
 from clawbill_pipeline.defs.sensors.stripe_inbox import stripe_inbox
+from clawbill_pipeline.logs import log_as_json
 
 
 def build_definitions(
@@ -32,6 +33,7 @@ def build_definitions(
 
     ``executor`` is that of runs without a job; None leaves it to the project that takes the definitions in.
     """
+    log_as_json(environment.settings(), "clawbill_pipeline")
     loaded = dg.load_assets_from_package_module(assets, key_prefix=list(key_prefix) if key_prefix else None)
     return dg.Definitions(
         assets=dg.map_asset_specs(

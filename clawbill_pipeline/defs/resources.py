@@ -15,6 +15,7 @@ from clawbill_pipeline.clock import Clock, clock_of
 from clawbill_pipeline.defs import environment
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.logs import about
 from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.stripe_api import StripeApi
@@ -25,12 +26,21 @@ def _made(make: Callable[[Settings], object], description: str) -> dg.ResourceDe
     return dg.ResourceDefinition(lambda _: make(environment.settings()), description=description)
 
 
-def _ledger(_: dg.InitResourceContext) -> Iterator[Ledger]:
+def _ledger(context: dg.InitResourceContext) -> Iterator[Ledger]:
     ledger = Ledger(environment.settings().need_database())
     try:
-        yield ledger
+        with about(**_run(context)):  # whoever does something has the ledger
+            yield ledger
     finally:
         ledger.dispose()
+
+
+def _run(context: dg.InitResourceContext) -> dict[str, str | None]:
+    """What the logs say of the run: its id, and the hour, or whatever its partition is."""
+    tags = context.dagster_run.tags if context.dagster_run else {}
+    partition = tags.get("dagster/partition") or tags.get("dagster/asset_partition_range_start", "")
+    name = {len("2026-11-22-10:00"): "hour", len("2026-11-22"): "day"}.get(len(partition), "period")
+    return {"run": context.run_id, name: partition or None}
 
 
 def _openclaw(settings: Settings) -> OpenClaw:

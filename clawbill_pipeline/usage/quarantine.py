@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.masking import without_secrets
 
 #: Characters of a line that are kept.
 LONGEST_RAW = 2000
@@ -18,20 +18,6 @@ LONGEST_RAW = 2000
 REPLAY = "replay of "
 #: The field of an entry that is an input as a whole, or its end.
 WHOLE = "file"
-
-# Secrets that end up in logs, by the forms that their issuers give them, and by the names that fields have.
-_SECRETS = re.compile(
-    r"""(?ix)
-    \b(?:sk|rk|pk)_(?:live|test)_\w+ | \bwhsec_[\w+/=]+ | \bsk-[\w-]{8,} | \bgh[pousr]_\w{8,} | \bxox[a-z]-[\w-]{8,}
-    | \bclawbill_[a-z0-9-]+_[\w-]{20,}
-    | \bAKIA[0-9A-Z]{12,} | \beyJ[\w-]{8,}\.[\w-]+\.[\w-]* | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*
-    | (?<=bearer\ )[^\s"',]+ | (?<=basic\ )[\w+/=]{8,} | (?<=://)[^\s/@:"]*:[^\s/@"]+(?=@)
-    | (?<="password":)\s*"[^"]*" | (?<="passwd":)\s*"[^"]*" | (?<="secret":)\s*"[^"]*" | (?<="token":)\s*"[^"]*"
-    | (?<="api_key":)\s*"[^"]*" | (?<="apikey":)\s*"[^"]*" | (?<="authorization":)\s*"[^"]*"
-    | (?<=token=)[^\s&"']+ | (?<=key=)[^\s&"']+ | (?<=password=)[^\s&"']+ | (?<=secret=)[^\s&"']+
-    | (?<="access_token":)\s*"[^"]*" | (?<="client_secret":)\s*"[^"]*"
-    """
-)
 
 
 class Entry(NamedTuple):
@@ -53,7 +39,7 @@ def masked(raw: bytes | str) -> str:
     start = raw[: 4 * LONGEST_RAW]
     shown = start.decode("utf-8", "backslashreplace") if isinstance(start, bytes) else start
     shown = shown.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-    return _SECRETS.sub("***", shown)[:LONGEST_RAW]
+    return without_secrets(shown)[:LONGEST_RAW]
 
 
 _INSERT = text("""

@@ -104,17 +104,22 @@ class Ingest:
         self._in_hand = 0
 
     async def __call__(self, request: Request) -> Response:
-        started = time.perf_counter()
+        started, reason = time.perf_counter(), ""
         try:
             response = await self._answer(request)
         except Unprocessable as refusal:
+            reason = refusal.reason
             self._metrics.ingest_events.labels("refused").inc(len(refusal.mistakes))
             errors = [mistake.as_json(batch=refusal.batch) for mistake in refusal.mistakes[:NAMED]]
             response = _problem(refusal, {"errors": errors, "faulty_events": len(refusal.mistakes)})
         except Refused as refusal:
+            reason = refusal.reason
             response = _problem(refusal)
         except (DatabaseAway, LedgerError, SQLAlchemyError):
-            response = _problem(Refused(HTTPStatus.SERVICE_UNAVAILABLE, "database_away", "not stored; post it again"))
+            reason = "database_away"
+            response = _problem(Refused(HTTPStatus.SERVICE_UNAVAILABLE, reason, "not stored; post it again"))
+        if response.status_code != HTTPStatus.OK:
+            log.info("usage refused", extra={"fields": {"status": response.status_code, "reason": reason}})
         self._metrics.ingest_requests.labels(str(response.status_code)).inc()
         self._metrics.ingest_seconds.observe(time.perf_counter() - started)
         return response

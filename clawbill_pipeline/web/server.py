@@ -7,8 +7,10 @@ from pathlib import Path
 
 import uvicorn
 from pydantic import SecretStr
+from uvicorn.config import LOGGING_CONFIG
 
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.logs import log_as_json
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.app import create_app
 from clawbill_pipeline.web.health import Ready
@@ -30,8 +32,10 @@ def serve(
     SettingsError without a database URL.
     """
     app = create_app(settings, Ledger(settings.need_database()), live=live, ready=ready, portal_token=portal_token)
+    is_json = log_as_json(settings, "", "clawbill_pipeline", "uvicorn.error")
     config = uvicorn.Config(
         app,
+        log_config=None if is_json else LOGGING_CONFIG,
         # No access log: addresses may hold secrets. No proxy headers: reports trust where a connection comes from.
         access_log=False,
         proxy_headers=False,

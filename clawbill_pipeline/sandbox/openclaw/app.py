@@ -92,7 +92,7 @@ class _Calls:
         reported = Status(status, self._clock.now().isoformat())
         async with self._one_at_a_time:
             kept = await asyncio.to_thread(self._standing.put, tenant_id, reported)
-        log.info("status reported", extra={"fields": {"tenant_id": tenant_id, "status": kept.status}})
+        log.info("status reported", extra={"fields": {"tenant": tenant_id, "status": kept.status}})
         return _standing(tenant_id, kept)
 
     async def get_status(self, request: Request) -> Document:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import socket
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +14,7 @@ from starlette.applications import Starlette
 from uvicorn.supervisors import Multiprocess
 
 from clawbill_pipeline.catalog import CatalogError
+from clawbill_pipeline.logs import JsonLines
 from clawbill_pipeline.processes import end_with_parent
 from clawbill_pipeline.sandbox.openclaw.app import Clock, application
 from clawbill_pipeline.sandbox.openclaw.rates import Rates
@@ -47,7 +46,7 @@ def serve(
         raise SystemExit("no token: set OPENCLAW_TOKEN to the secret that callers must show")
     if workers > 1 and now is not None:
         raise SystemExit("a clock that is set is one process's; leave out --now, or --workers")
-    _log_as_json()
+    _log_as_json(token)
     try:
         Rates(catalog_path)
     except CatalogError as error:
@@ -90,7 +89,7 @@ class _Application:
 
     def __call__(self) -> Starlette:
         if self.shared:
-            _log_as_json()
+            _log_as_json(self.token)
             end_with_parent()
         standing = Standing(self.state)
         return application(Rates(self.catalog), standing, Clock(self.now), self.token, access_log=self.access_log)
@@ -143,24 +142,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SystemExit(f"{host}:{port}: {error.strerror}. Choose another --port, or 0 for a free one") from None
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object a line; what a record says in ``fields`` becomes keys of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def _log_as_json() -> None:
+def _log_as_json(token: str) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(JsonLines([token]))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
