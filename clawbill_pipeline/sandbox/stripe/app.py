@@ -5,6 +5,8 @@ What a call does is in its resource module; this module only lists them.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import secrets
 import time
@@ -22,6 +24,9 @@ from starlette.types import Receive, Scope, Send
 
 from clawbill_pipeline.sandbox.stripe import (
     adjustments,
+    balance_transactions,
+    coupons,
+    credit_grants,
     credit_notes,
     customers,
     event_summaries,
@@ -37,10 +42,12 @@ from clawbill_pipeline.sandbox.stripe import (
     portal,
     prices,
     products,
+    promotion_codes,
     rejections,
     renewal,
     subscription_items,
     subscriptions,
+    tax_rates,
     thin_events,
     usage_records,
     webhooks,
@@ -64,8 +71,13 @@ ROUTES: list[Route] = [
         usage_records,
         meters,
         customers,
+        balance_transactions,
         products,
         prices,
+        tax_rates,
+        coupons,
+        promotion_codes,
+        credit_grants,
         subscriptions,
         subscription_items,
         item_changes,
@@ -229,15 +241,25 @@ class _Endpoint:
 def authenticated(authorization: str | None) -> str:
     """The account of a test key: each key has one of its own. Raises ApiError (401), and never shows the key."""
     scheme, _, key = (authorization or "").partition(" ")
+    if scheme.lower() == "basic":
+        key = _user_of(key)
     if not key:
         raise ApiError(
             401,
             "You did not provide an API key. You need to provide your API key in the Authorization header, using Bearer"
-            " auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY').",
+            " auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY'), or as the user name of HTTP basic auth.",
         )
-    if scheme != "Bearer" or not key.startswith(("sk_test_", "rk_test_")):
+    if scheme.lower() not in ("bearer", "basic") or not key.startswith(("sk_test_", "rk_test_")):
         raise ApiError(401, f"Invalid API Key provided: {key[:8]}{'*' * 8}")
     return account_of(key)
+
+
+def _user_of(credentials: str) -> str:
+    """The user name of HTTP basic auth, which is where a key goes; empty for what can't be read."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 def account_of(key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from clawbill_pipeline.money import plain
+from clawbill_pipeline.sandbox.stripe.balance_transactions import change_balance
 from clawbill_pipeline.sandbox.stripe.contract import Contract
 from clawbill_pipeline.sandbox.stripe.core import (
     VIEWS,
@@ -191,8 +192,7 @@ def _change_balance(call: Call, note: Document, change: int) -> None:
     if change:
         customer = call.find("customer", note["customer"])
         before = shown(call, "customer", customer)
-        customer["balance"] += change
-        call.put("customer", customer)
+        change_balance(call, customer, change, note["currency"], "credit_note", {}, credit_note=note["id"])
         emit(call, "customer.updated", "customer", customer, before)
 
 

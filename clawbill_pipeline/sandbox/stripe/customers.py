@@ -22,6 +22,7 @@ def create(call: Call, params: Document) -> Document:
         "currency": None,
         "default_source": None,
         "delinquent": False,
+        "invoice_credit_balance": {},
         "invoice_prefix": identifier[-8:].upper(),
         "invoice_settings": {
             "custom_fields": None,
@@ -82,6 +83,11 @@ def _apply(customer: Document, params: Document) -> None:
     if len(params.get("email") or "") > 512:
         raise invalid("Invalid email address.", "email", "email_invalid")
     customer["metadata"] = merged_metadata(customer["metadata"], params.get("metadata"))
+    if "balance" in params and customer["currency"]:
+        customer["invoice_credit_balance"] = {
+            **customer["invoice_credit_balance"],
+            customer["currency"]: customer["balance"],
+        }
 
 
 _FIELDS = " ".join(("metadata", *_PLAIN))

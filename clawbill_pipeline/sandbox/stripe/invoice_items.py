@@ -11,6 +11,7 @@ from clawbill_pipeline.sandbox.stripe.errors import invalid, unsupported
 from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoicing import add_item_lines, editable_draft
 from clawbill_pipeline.sandbox.stripe.pricing import minor_amount
+from clawbill_pipeline.sandbox.stripe.tax_rates import checked_rates
 
 
 def create(call: Call, params: Document) -> Document:
@@ -31,7 +32,7 @@ def create(call: Call, params: Document) -> Document:
         "date": call.now,
         "created": call.now,
         "description": None,
-        "discountable": False,
+        "discountable": False,  # Until its amount is known.
         "discounts": [],
         "invoice": params.get("invoice"),
         "livemode": False,
@@ -44,6 +45,7 @@ def create(call: Call, params: Document) -> Document:
         "test_clock": None,
     }
     _price(item, params, 1)
+    item["discountable"] = params.get("discountable", item["amount"] >= 0)
     _apply(call, item, params)
     if item["invoice"] is not None:
         draft = editable_draft(call, item["invoice"], "invoice")
@@ -116,6 +118,9 @@ def _apply(call: Call, item: Document, params: Document) -> None:
     item["description"] = params.get("description", item["description"])
     item["metadata"] = merged_metadata(item["metadata"], params.get("metadata"))
     item["period"] = params.get("period", item["period"])
+    item["discountable"] = params.get("discountable", item["discountable"])
+    if "tax_rates" in params:
+        item["tax_rates"] = checked_rates(call, params["tax_rates"], "tax_rates")
     if item["period"]["start"] > item["period"]["end"]:
         raise invalid("`period[start]` must not be after `period[end]`.", "period[start]")
     if "pricing" in params:
@@ -133,7 +138,7 @@ def _shown(item: Document) -> Document:
 
 
 _PATH = "/v1/invoiceitems"
-_COMMON = "amount description metadata period pricing quantity unit_amount_decimal"
+_COMMON = "amount description discountable metadata period pricing quantity tax_rates unit_amount_decimal"
 ROUTES = [
     Route(
         "POST",

@@ -1,12 +1,13 @@
-"""Lines of an invoice: made of usage, and of invoice items. When they are made is in ``invoicing``."""
+"""Lines of an invoice: made of usage, of licences paid in advance, and of invoice items. When is in ``invoicing``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from clawbill_pipeline.money import plain
 from clawbill_pipeline.sandbox.stripe.core import Call, Document
-from clawbill_pipeline.sandbox.stripe.pricing import priced_lines
+from clawbill_pipeline.sandbox.stripe.pricing import minor_amount, priced_lines
 from clawbill_pipeline.sandbox.stripe.store import scrambled
 from clawbill_pipeline.sandbox.stripe.usage import usage_total
 from clawbill_pipeline.sandbox.stripe.usage_records import records_total
@@ -22,6 +23,19 @@ class Segment:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """A licence to bill for ``[start, end)``, which is that part of a period of ``length`` seconds."""
+
+    item: str
+    price: str
+    quantity: int
+    tax_rates: tuple[str, ...]
+    start: int
+    end: int
+    length: int
+
+
 def usage_lines(call: Call, invoice: Document, index: int, segment: Segment) -> list[Document]:
     """The lines of the invoice's segment number ``index``: one, or one a tier."""
     price = call.find("price", segment.price)
@@ -33,37 +47,69 @@ def usage_lines(call: Call, invoice: Document, index: int, segment: Segment) -> 
     else:
         customer = invoice["customer"]
         quantity = usage_total(call, call.find("meter", meter), customer, segment.start, segment.end)
+    item = call.store.get(call.account, "subscription_item", segment.item)
     lines = []
     for number, line in enumerate(priced_lines(price, quantity)):
         note = f" ({line.note})" if line.note else ""
-        details = {
-            "invoice_item": None,
-            "proration": False,
-            "proration_details": {"credited_items": None},
-            "subscription": subscription["id"],
-            "subscription_item": segment.item,
-        }
         lines.append(
             {
                 **_line(call, invoice, f"{index}.{number}", line.amount, line.quantity),
                 "description": f"{line.quantity} × {product['name'] if product else price['product']}{note}",
                 "discountable": True,
                 "metadata": subscription["metadata"],
-                "parent": {
-                    "invoice_item_details": None,
-                    "subscription_item_details": details,
-                    "type": "subscription_item_details",
-                },
+                "parent": _of_item(subscription, segment.item),
                 "period": {"end": segment.end, "start": segment.start},
-                "pricing": {
-                    "price_details": {"price": price["id"], "product": price["product"]},
-                    "type": "price_details",
-                    "unit_amount_decimal": plain(line.unit_amount_decimal),
-                },
+                "pricing": _pricing(price, line.unit_amount_decimal),
                 "subscription": subscription["id"],
+                "_tax_rates": item["tax_rates"] if item else [],
             }
         )
     return lines
+
+
+def advance_lines(call: Call, invoice: Document, index: int, advance: Advance) -> list[Document]:
+    """The lines of a licence, for the part of the period that it is billed for."""
+    price = call.find("price", advance.price)
+    subscription = call.find("subscription", invoice["_parent"])
+    product = call.store.get(call.account, "product", price["product"])
+    is_part = advance.end - advance.start < advance.length
+    lines = []
+    for number, line in enumerate(priced_lines(price, advance.quantity)):
+        exact = Decimal(line.amount) * (advance.end - advance.start) / advance.length
+        amount = minor_amount(exact, price["currency"])
+        lines.append(
+            {
+                **_line(call, invoice, f"a{index}.{number}", amount, line.quantity),
+                "description": f"{line.quantity} × {product['name'] if product else price['product']}",
+                "discountable": True,
+                "metadata": subscription["metadata"],
+                "parent": _of_item(subscription, advance.item, proration=is_part),
+                "period": {"end": advance.end, "start": advance.start},
+                "pricing": _pricing(price, line.unit_amount_decimal),
+                "subscription": subscription["id"],
+                "_tax_rates": list(advance.tax_rates),
+            }
+        )
+    return lines
+
+
+def _of_item(subscription: Document, item: str, *, proration: bool = False) -> Document:
+    details = {
+        "invoice_item": None,
+        "proration": proration,
+        "proration_details": {"credited_items": None},
+        "subscription": subscription["id"],
+        "subscription_item": item,
+    }
+    return {"invoice_item_details": None, "subscription_item_details": details, "type": "subscription_item_details"}
+
+
+def _pricing(price: Document, unit: Decimal) -> Document:
+    return {
+        "price_details": {"price": price["id"], "product": price["product"]},
+        "type": "price_details",
+        "unit_amount_decimal": plain(unit),
+    }
 
 
 def item_line(call: Call, invoice: Document, item: Document) -> Document:
@@ -71,7 +117,7 @@ def item_line(call: Call, invoice: Document, item: Document) -> Document:
     subscription = item["parent"]["subscription_details"]["subscription"] if item["parent"] else None
     details = {
         "invoice_item": item["id"],
-        "proration": False,
+        "proration": item["proration"],
         "proration_details": {"credited_items": None},
         "subscription": subscription,
     }
@@ -88,6 +134,7 @@ def item_line(call: Call, invoice: Document, item: Document) -> Document:
         "period": item["period"],
         "pricing": item["pricing"],
         "subscription": subscription,
+        "_tax_rates": item["tax_rates"],
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clawbill_pipeline.sandbox.stripe.contract import Contract
 from clawbill_pipeline.sandbox.stripe.core import Call, Document, Route, merged_metadata, page, shown
+from clawbill_pipeline.sandbox.stripe.credit_grants import give_back
+from clawbill_pipeline.sandbox.stripe.discounts import redeem
 from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoicing import (
@@ -15,6 +17,7 @@ from clawbill_pipeline.sandbox.stripe.invoicing import (
 )
 from clawbill_pipeline.sandbox.stripe.invoicing import finalize as finalize_invoice
 from clawbill_pipeline.sandbox.stripe.payments import charge, declined, settle
+from clawbill_pipeline.sandbox.stripe.tax_rates import checked_rates
 
 
 def create(call: Call, params: Document) -> Document:
@@ -37,6 +40,7 @@ def create(call: Call, params: Document) -> Document:
         "metadata": merged_metadata({}, params.get("metadata")),
         "_days_until_due": params.get("days_until_due"),
     }
+    _set_terms(call, invoice, params)
     if params.get("auto_advance"):
         advance_at(call, invoice, call.now + grace_seconds(call))
     if params.get("pending_invoice_items_behavior") == "include":
@@ -85,6 +89,9 @@ def update(call: Call, params: Document, id: str) -> Document:
     for name in ("description", "footer"):
         if name in params:
             invoice[name] = params[name] or None
+    if "default_tax_rates" in params or "discounts" in params:
+        _set_terms(call, invoice, params)
+        count_again(call, invoice)
     if invoice["status"] == "draft" and ("auto_advance" in params or "automatically_finalizes_at" in params):
         at = params.get("automatically_finalizes_at", call.now + grace_seconds(call))
         if at < call.now:
@@ -96,6 +103,13 @@ def update(call: Call, params: Document, id: str) -> Document:
     if shown(call, "invoice", invoice) != before:
         emit(call, "invoice.updated", "invoice", invoice, before)
     return shown(call, "invoice", invoice)
+
+
+def _set_terms(call: Call, invoice: Document, params: Document) -> None:
+    if "default_tax_rates" in params:
+        invoice["default_tax_rates"] = checked_rates(call, params["default_tax_rates"], "default_tax_rates")
+    if "discounts" in params:
+        invoice["discounts"] = redeem(call, params["discounts"], invoice["customer"], invoice=invoice["id"])
 
 
 def finalize(call: Call, params: Document, id: str) -> Document:
@@ -127,6 +141,7 @@ def void(call: Call, params: Document, id: str) -> Document:
     invoice = call.find("invoice", id)
     if invoice["status"] not in ("open", "uncollectible"):
         raise invalid(f"You can only pass in open or uncollectible invoices. This invoice is {invoice['status']}.")
+    give_back(call, invoice)
     return _closed(call, invoice, "void", "voided_at", "invoice.voided")
 
 
@@ -155,8 +170,8 @@ ROUTES = [
         _PATH,
         Contract(
             "InvoiceCreateParams",
-            "auto_advance collection_method currency customer days_until_due description footer metadata"
-            " pending_invoice_items_behavior",
+            "auto_advance collection_method currency customer days_until_due default_tax_rates description discounts"
+            " footer metadata pending_invoice_items_behavior",
         ),
         create,
     ),
@@ -172,7 +187,10 @@ ROUTES = [
     Route(
         "POST",
         _PATH + "/{id}",
-        Contract("InvoiceUpdateParams", "auto_advance automatically_finalizes_at description footer metadata"),
+        Contract(
+            "InvoiceUpdateParams",
+            "auto_advance automatically_finalizes_at default_tax_rates description discounts footer metadata",
+        ),
         update,
     ),
     Route("POST", _PATH + "/{id}/finalize", Contract("InvoiceFinalizeInvoiceParams", "auto_advance"), finalize),

@@ -6,13 +6,18 @@ within the grace is billed, and what comes later is on no invoice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from clawbill_pipeline.sandbox.stripe.balance_transactions import balance_of, change_balance
 from clawbill_pipeline.sandbox.stripe.core import VIEWS, Call, Document, list_of, public, shown
+from clawbill_pipeline.sandbox.stripe.credit_grants import apply_credits
+from clawbill_pipeline.sandbox.stripe.discounts import apply_discounts, for_invoice
 from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.events import emit
-from clawbill_pipeline.sandbox.stripe.invoice_lines import Segment, item_line, usage_lines
+from clawbill_pipeline.sandbox.stripe.invoice_lines import Advance, Segment, advance_lines, item_line, usage_lines
 from clawbill_pipeline.sandbox.stripe.payments import charge, settle
+from clawbill_pipeline.sandbox.stripe.taxes import apply_taxes, tax_of
 
 #: Stripe's default; the account setting takes 0 to 72 hours.
 DEFAULT_GRACE_SECONDS = 3_600
@@ -20,13 +25,20 @@ _DAY = 86_400
 
 
 def bill_subscription(
-    call: Call, subscription: Document, segments: list[Segment], period: tuple[int, int], reason: str
+    call: Call,
+    subscription: Document,
+    segments: list[Segment],
+    period: tuple[int, int],
+    reason: str,
+    advances: Sequence[Advance] = (),
 ) -> Document:
-    """Drafts the invoice for ``segments``; it finalises by itself after the account's grace."""
+    """Drafts the invoice for ``segments`` of usage and ``advances``; it finalises by itself after the grace."""
     customer = call.find("customer", subscription["customer"])
     invoice = new_invoice(call, customer, subscription["currency"], reason, period)
     invoice |= {
         "collection_method": subscription["collection_method"],
+        "default_tax_rates": subscription["default_tax_rates"],
+        "discounts": for_invoice(call, subscription),
         "parent": {
             "quote_details": None,
             "subscription_details": {"metadata": subscription["metadata"], "subscription": subscription["id"]},
@@ -35,6 +47,7 @@ def bill_subscription(
         "_parent": subscription["id"],
         "_days_until_due": subscription["days_until_due"],
         "_segments": [asdict(segment) for segment in segments],
+        "_advances": [asdict(advance) for advance in advances],
     }
     advance_at(call, invoice, call.now + grace_seconds(call))
     take_pending_items(call, invoice, subscription["id"])
@@ -136,6 +149,7 @@ def new_invoice(call: Call, customer: Document, currency: str, reason: str, peri
         "_parent": None,
         "_days_until_due": None,
         "_segments": [],
+        "_advances": [],
     }
 
 
@@ -178,23 +192,52 @@ def advance_at(call: Call, invoice: Document, at: int | None) -> None:
         call.store.schedule(at, call.account, "invoice_finalize", invoice["id"])
 
 
-def count_again(call: Call, invoice: Document) -> None:
-    """Makes the draft's lines and totals anew, from the usage and the invoice items there are now."""
+def count_again(call: Call, invoice: Document, *, final: bool = False) -> None:
+    """Makes the draft's lines and totals anew, from the usage and the invoice items there are now.
+
+    Discounts come first, then billing credits (when it is ``final``), then tax; the customer's balance pays last.
+    """
     call.store.db.execute(
         "DELETE FROM objects WHERE account = ? AND kind = 'line_item' AND parent = ?", (call.account, invoice["id"])
     )
+    lines: list[Document] = []
     for index, segment in enumerate(invoice["_segments"]):
-        for line in usage_lines(call, invoice, index, Segment(**segment)):
-            call.put("line_item", line)
+        lines += usage_lines(call, invoice, index, Segment(**segment))
+    for index, advance in enumerate(invoice["_advances"]):
+        lines += advance_lines(call, invoice, index, Advance(**advance))
     for item in call.store.select(call.account, "invoiceitem", parent=invoice["id"]):
-        call.put("line_item", item_line(call, invoice, item))
-    lines = call.store.select(call.account, "line_item", parent=invoice["id"])
-    total = sum(line["amount"] for line in lines)
-    for name in ("subtotal", "subtotal_excluding_tax", "total", "total_excluding_tax"):
-        invoice[name] = total
-    balance = call.find("customer", invoice["customer"])["balance"]
+        lines.append(item_line(call, invoice, item))
+    apply_discounts(call, invoice, lines)
+    if final:
+        apply_credits(call, invoice, lines)
+    apply_taxes(call, invoice, lines)
+    for line in lines:
+        call.put("line_item", line)
+    _sum_up(invoice, lines)
+    total = invoice["total"]
+    balance = balance_of(call.find("customer", invoice["customer"]), invoice["currency"])
     invoice["starting_balance"] = balance
     invoice["amount_due"] = invoice["amount_remaining"] = max(0, total + balance) if total > 0 else 0
+
+
+def _sum_up(invoice: Document, lines: list[Document]) -> None:
+    credits: dict[tuple[str, str], Document] = {}
+    for line in lines:
+        for credit in line["pretax_credit_amounts"]:
+            key = (credit["type"], credit["discount"] or credit["credit_balance_transaction"])
+            same = credits.setdefault(key, {**credit, "amount": 0})
+            same["amount"] += credit["amount"]
+    taxes = invoice["total_taxes"]
+    inclusive, exclusive = tax_of(taxes, "inclusive"), tax_of(taxes, "exclusive")
+    subtotal = sum(line["amount"] for line in lines)
+    total = subtotal - sum(credit["amount"] for credit in credits.values()) + exclusive
+    invoice |= {
+        "subtotal": subtotal,
+        "subtotal_excluding_tax": subtotal - inclusive,
+        "total": total,
+        "total_excluding_tax": total - inclusive - exclusive,
+        "total_pretax_credit_amounts": list(credits.values()),
+    }
 
 
 def finalize(call: Call, invoice: Document) -> None:
@@ -202,11 +245,12 @@ def finalize(call: Call, invoice: Document) -> None:
     if invoice["status"] != "draft":
         raise invalid("This invoice is already finalized, you can't re-finalize a non-draft invoice.")
     before = shown(call, "invoice", invoice)
-    count_again(call, invoice)
+    count_again(call, invoice, final=True)
     customer = call.find("customer", invoice["customer"])
-    customer["balance"] = invoice["ending_balance"] = (
-        customer["balance"] - invoice["amount_due"] + invoice["total"] if invoice["total"] else customer["balance"]
-    )
+    change = invoice["total"] - invoice["amount_due"] if invoice["total"] else 0
+    if change:
+        change_balance(call, customer, change, invoice["currency"], "applied_to_invoice", {}, invoice=invoice["id"])
+    invoice["ending_balance"] = balance_of(customer, invoice["currency"])
     invoice["number"] = f"{customer['invoice_prefix']}-{customer['next_invoice_sequence']:04d}"
     customer["next_invoice_sequence"] += 1
     call.put("customer", customer)

@@ -1,4 +1,4 @@
-"""Prices: ``/v1/prices``. Metered, recurring ones; what a quantity costs by a price is in ``pricing``.
+"""Prices: ``/v1/prices``. Recurring ones, metered or licensed; what a quantity costs by a price is in ``pricing``.
 
 A metered price is backed by a meter since API version 2025-03-31.basil; without one it is a legacy price, which only
 the version before takes, and whose usage comes as usage records.
@@ -147,13 +147,15 @@ def _recurring(call: Call, params: Document) -> Document:
     given = params.get("recurring")
     if given is None:
         raise unsupported("one-time prices; give `recurring`", "recurring")
-    if given.get("usage_type", "licensed") != "metered":
-        raise unsupported("licensed prices; give `recurring[usage_type]=metered`", "recurring[usage_type]")
+    usage_type = given.get("usage_type", "licensed")
     count = given.get("interval_count", 1)
     if not 1 <= count <= _LONGEST[given["interval"]]:
         raise invalid("`interval_count` must make an interval of at most three years.", "recurring[interval_count]")
     meter = given.get("meter")
-    if meter is None:
+    if usage_type == "licensed":
+        if meter is not None:
+            raise invalid("`recurring[meter]` goes with `recurring[usage_type]=metered`.", "recurring[meter]")
+    elif meter is None:
         if call.version != LEGACY:
             raise invalid(
                 "Prices with `recurring[usage_type]=metered` must be backed by a meter.",
@@ -167,7 +169,7 @@ def _recurring(call: Call, params: Document) -> Document:
         "interval_count": count,
         "meter": meter,
         "trial_period_days": None,
-        "usage_type": "metered",
+        "usage_type": usage_type,
     }
 
 

@@ -7,7 +7,7 @@ from clawbill_pipeline.sandbox.stripe.events import emit
 from clawbill_pipeline.sandbox.stripe.invoicing import bill_subscription
 from clawbill_pipeline.sandbox.stripe.item_changes import items_of
 from clawbill_pipeline.sandbox.stripe.periods import Cycle
-from clawbill_pipeline.sandbox.stripe.subscriptions import end, open_segments, reschedule
+from clawbill_pipeline.sandbox.stripe.subscriptions import end, in_advance, open_segments, reschedule
 
 
 def due(call: Call, identifier: str) -> None:
@@ -17,7 +17,12 @@ def due(call: Call, identifier: str) -> None:
         return
     if subscription["cancel_at"] is not None and subscription["cancel_at"] <= call.now:
         # The end of the last period is billed like every other.
-        end(call, subscription, invoice_now=subscription["status"] != "trialing")
+        end(
+            call,
+            subscription,
+            invoice_now=subscription["status"] != "trialing",
+            prorate_unused=subscription["_cancel_prorates"],
+        )
     elif subscription["_period"][1] <= call.now:
         _next_period(call, subscription)
         reschedule(call, subscription)
@@ -34,6 +39,7 @@ def _next_period(call: Call, subscription: Document) -> None:
     call.put("subscription", subscription)
     for item in items_of(call, subscription):
         call.put("subscription_item", {**item, "_from": boundary})
-    if segments:
-        bill_subscription(call, subscription, segments, (start, boundary), "subscription_cycle")
+    advances = in_advance(call, subscription, tuple(subscription["_period"]))
+    if segments or advances:
+        bill_subscription(call, subscription, segments, (start, boundary), "subscription_cycle", advances)
     emit(call, "customer.subscription.updated", "subscription", subscription, before)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from clawbill_pipeline.sandbox.stripe.contract import Contract
 from clawbill_pipeline.sandbox.stripe.core import VIEWS, Call, Document, Route, page, public, shown
+from clawbill_pipeline.sandbox.stripe.errors import invalid
 from clawbill_pipeline.sandbox.stripe.prices import plan_of
+from clawbill_pipeline.sandbox.stripe.tax_rates import checked_rates
 
 
-def new_item(call: Call, subscription: str, price: str, metadata: Document, since: int) -> Document:
-    """An item of ``subscription`` whose usage counts from ``since`` on."""
-    return {
+def new_item(
+    call: Call, subscription: str, price: str, metadata: Document, since: int, given: Document | None = None
+) -> Document:
+    """An item of ``subscription`` whose usage counts from ``since`` on; ``given`` has its quantity and tax rates."""
+    item: Document = {
         "id": call.new_id("si"),
         "object": "subscription_item",
         "billing_thresholds": None,
@@ -25,6 +29,22 @@ def new_item(call: Call, subscription: str, price: str, metadata: Document, sinc
         "_parent": subscription,
         "_from": since,
     }
+    set_terms(call, item, given or {}, "items")
+    return item
+
+
+def set_terms(call: Call, item: Document, given: Document, place: str) -> None:
+    """Sets quantity and tax rates; a metered item has no quantity. Raises ApiError (400)."""
+    if "tax_rates" in given:
+        item["tax_rates"] = checked_rates(call, given["tax_rates"], f"{place}[tax_rates]")
+    if call.find("price", item["price"])["recurring"]["usage_type"] == "metered":
+        if "quantity" in given:
+            raise invalid("`quantity` can't be set for metered items: their usage is what is billed.", place)
+        item.pop("quantity", None)
+        return
+    item["quantity"] = given.get("quantity", item.get("quantity", 1))
+    if item["quantity"] < 0:
+        raise invalid("`quantity` must not be negative.", place)
 
 
 def _view(call: Call, item: Document) -> Document:

@@ -6,6 +6,7 @@ or its price changed) and that the next invoice bills.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from clawbill_pipeline.sandbox.stripe.contract import Contract
@@ -20,13 +21,16 @@ from clawbill_pipeline.sandbox.stripe.core import (
     public,
     shown,
 )
+from clawbill_pipeline.sandbox.stripe.discounts import redeem
 from clawbill_pipeline.sandbox.stripe.errors import invalid, unsupported
 from clawbill_pipeline.sandbox.stripe.events import emit
-from clawbill_pipeline.sandbox.stripe.invoice_lines import Segment
+from clawbill_pipeline.sandbox.stripe.invoice_lines import Advance, Segment
 from clawbill_pipeline.sandbox.stripe.invoicing import bill_subscription, finalize
-from clawbill_pipeline.sandbox.stripe.item_changes import change_items, checked_prices, items_of
+from clawbill_pipeline.sandbox.stripe.item_changes import change_items, checked_prices, items_of, licences
 from clawbill_pipeline.sandbox.stripe.periods import Cycle, next_anchor
+from clawbill_pipeline.sandbox.stripe.prorations import prorate
 from clawbill_pipeline.sandbox.stripe.subscription_items import new_item
+from clawbill_pipeline.sandbox.stripe.tax_rates import checked_rates
 
 _DAY = 86_400
 _LONGEST_TRIAL = 730 * _DAY
@@ -39,6 +43,7 @@ def create(call: Call, params: Document) -> Document:
         raise invalid("Missing required param: customer.", "customer", "parameter_missing")
     customer = call.find("customer", params["customer"], param="customer")
     prices = checked_prices(call, [entry.get("price") for entry in params.get("items", [])])
+    _check_one_currency(call, customer, prices[0]["currency"])
     start = params.get("backdate_start_date", call.now)
     if start > call.now:
         raise invalid("`backdate_start_date` must be in the past.", "backdate_start_date")
@@ -55,7 +60,11 @@ def create(call: Call, params: Document) -> Document:
     for entry, price in zip(params["items"], prices, strict=True):
         metadata = merged_metadata({}, entry.get("metadata"))
         since = subscription["_period"][0]
-        items.append(call.put("subscription_item", new_item(call, subscription["id"], price["id"], metadata, since)))
+        item = new_item(call, subscription["id"], price["id"], metadata, since, entry)
+        items.append(call.put("subscription_item", item))
+    subscription["default_tax_rates"] = checked_rates(call, params.get("default_tax_rates"), "default_tax_rates")
+    subscription["discounts"] = redeem(call, params.get("discounts"), customer["id"], subscription=subscription["id"])
+    call.put("subscription", subscription)
     if not customer["currency"]:
         customer["currency"] = prices[0]["currency"]
         call.put("customer", customer)
@@ -63,9 +72,18 @@ def create(call: Call, params: Document) -> Document:
     elapsed = [(since, until) for since, until in cycle.pieces(start, max(start, period_start)) if not trial_end]
     if len(elapsed) * len(items) > _MOST_LINES:
         raise invalid(f"Backdating would make more than {_MOST_LINES} invoice lines.", "backdate_start_date")
-    if elapsed:
-        segments = [Segment(i["id"], i["price"], *span) for span in elapsed for i in items]
-        invoice = bill_subscription(call, subscription, segments, (start, period_start), "subscription_create")
+    segments = [Segment(i["id"], i["price"], *span) for span in elapsed for i in items if "quantity" not in i]
+    spans = [] if trial_end else [*elapsed, (subscription["_period"][0], period_end)]
+    is_free = params.get("proration_behavior") == "none"
+    advances = [
+        advance
+        for span in spans
+        for advance in in_advance(call, subscription, span)
+        if not (is_free and advance.end - advance.start < advance.length)
+    ]
+    if segments or advances:
+        last = max(start, period_start)
+        invoice = bill_subscription(call, subscription, segments, (start, last), "subscription_create", advances)
         finalize(call, invoice)
     reschedule(call, subscription)
     return shown(call, "subscription", call.find("subscription", subscription["id"]))
@@ -86,8 +104,14 @@ def update(call: Call, params: Document, id: str) -> Document:
             subscription[name] = params[name] or None
     _check_collection(subscription)
     _set_ending(call, subscription, params)
+    if "default_tax_rates" in params:
+        given = params["default_tax_rates"]
+        subscription["default_tax_rates"] = checked_rates(call, given, "default_tax_rates")
+    if params.get("discounts") or params.get("discounts") == "":
+        given = params["discounts"]
+        subscription["discounts"] = redeem(call, given, subscription["customer"], subscription=id)
     if "items" in params:
-        change_items(call, subscription, params["items"])
+        change_items(call, subscription, params["items"], params)
     call.put("subscription", subscription)
     reschedule(call, subscription)
     if shown(call, "subscription", subscription) != before:
@@ -99,17 +123,20 @@ def cancel(call: Call, params: Document, id: str) -> Document:
     subscription = call.find("subscription", id)
     if subscription["status"] == "canceled":
         raise invalid(f"No such subscription: '{id}'", "id", "resource_missing")
-    if params.get("prorate"):
-        raise unsupported("prorations", "prorate")
     subscription["cancellation_details"]["reason"] = "cancellation_requested"
     subscription["cancellation_details"] |= params.get("cancellation_details", {})
-    end(call, subscription, invoice_now=params.get("invoice_now", False))
+    end(call, subscription, invoice_now=params.get("invoice_now", False), prorate_unused=params.get("prorate", False))
     return shown(call, "subscription", call.find("subscription", id))
 
 
-def end(call: Call, subscription: Document, *, invoice_now: bool) -> None:
-    """Cancels at once. Metered usage not invoiced yet is billed with ``invoice_now`` only, as with Stripe."""
+def end(call: Call, subscription: Document, *, invoice_now: bool, prorate_unused: bool = False) -> None:
+    """Cancels at once. Metered usage not invoiced yet is billed with ``invoice_now`` only, as with Stripe.
+
+    ``prorate_unused`` credits what licensed items were paid for in advance.
+    """
     before = shown(call, "subscription", subscription)
+    if prorate_unused:
+        prorate(call, subscription, licences(call, subscription), [], call.now)
     if invoice_now:
         segments = open_segments(call, subscription, call.now)
         start = subscription["_period"][0]
@@ -141,8 +168,16 @@ def open_segments(call: Call, subscription: Document, until: int) -> list[Segmen
     """The usage that no invoice has billed: what items left behind, and each item's own up to ``until``."""
     if subscription["status"] == "trialing":
         return []
-    own = [Segment(item["id"], item["price"], item["_from"], until) for item in items_of(call, subscription)]
+    metered = (item for item in items_of(call, subscription) if "quantity" not in item)
+    own = [Segment(item["id"], item["price"], item["_from"], until) for item in metered]
     return [Segment(**pending) for pending in subscription["_pending"]] + own
+
+
+def in_advance(call: Call, subscription: Document, span: tuple[int, int]) -> list[Advance]:
+    """What licensed items are billed for ``span``, at its beginning: in full, or by the part of a period that it is."""
+    whole = Cycle(**subscription["_cycle"]).containing(span[0])
+    length = max(whole[1] - whole[0], span[1] - span[0])
+    return [Advance(**asdict(each), start=span[0], end=span[1], length=length) for each in licences(call, subscription)]
 
 
 def reschedule(call: Call, subscription: Document) -> None:
@@ -201,11 +236,23 @@ def _new(call: Call, params: Document, customer: str, currency: str, start: int,
         "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
         "_cycle": {"anchor": cycle.anchor, "interval": cycle.interval, "count": cycle.count, "day": cycle.day},
         "_pending": [],
+        "_cancel_prorates": False,
     }
     if currency != params.get("currency", currency):
         raise invalid(f"The prices are in {currency}, not in {params['currency']}.", "currency")
     _check_collection(subscription)
     return subscription
+
+
+def _check_one_currency(call: Call, customer: Document, currency: str) -> None:
+    """Stripe: invoices of a customer may differ in currency, active subscriptions may not."""
+    for other in call.store.select(call.account, "subscription", customer=customer["id"]):
+        if other["status"] != "canceled" and other["currency"] != currency:
+            raise invalid(
+                "You cannot combine currencies on a single customer. This customer has an active subscription with"
+                f" currency {other['currency']}.",
+                "customer",
+            )
 
 
 def _check_collection(subscription: Document) -> None:
@@ -271,6 +318,7 @@ def _set_ending(call: Call, subscription: Document, params: Document) -> None:
         if at is not None and at > call.now + _FURTHEST_CANCEL:
             raise invalid("`cancel_at` can be at most five years ahead.", "cancel_at")
         subscription["cancel_at"], subscription["cancel_at_period_end"] = at, False
+        subscription["_cancel_prorates"] = params.get("proration_behavior") != "none"
     else:
         return
     ending = subscription["cancel_at"] is not None
@@ -289,7 +337,8 @@ VIEWS["subscription"] = _view
 
 _PATH = "/v1/subscriptions"
 _COMMON = (
-    "cancel_at cancel_at_period_end collection_method days_until_due description items.price items.metadata metadata"
+    "cancel_at cancel_at_period_end collection_method days_until_due default_tax_rates description discounts"
+    " items.price items.metadata items.quantity items.tax_rates metadata proration_behavior"
 )
 ROUTES = [
     Route(
@@ -315,7 +364,7 @@ ROUTES = [
     Route(
         "POST",
         _PATH + "/{id}",
-        Contract("SubscriptionUpdateParams", f"{_COMMON} items.id items.deleted items.clear_usage"),
+        Contract("SubscriptionUpdateParams", f"{_COMMON} items.id items.deleted items.clear_usage proration_date"),
         update,
     ),
     Route(

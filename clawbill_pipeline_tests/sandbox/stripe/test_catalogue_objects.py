@@ -85,7 +85,7 @@ LAST = {"up_to": "inf", "unit_amount": 1}
         ({"unit_amount": 1, "unit_amount_decimal": "1"}, "unit_amount"),
         ({"currency": "USD", "unit_amount": 1}, "currency"),
         ({"unit_amount": 1, "recurring": {"meter": "mtr_no"}}, "recurring[meter]"),
-        ({"unit_amount": 1, "recurring": {"usage_type": "licensed"}}, "recurring[usage_type]"),
+        ({"unit_amount": 1, "recurring": {"usage_type": "licensed"}}, "recurring[meter]"),
         ({"unit_amount": 1, "recurring": {"interval_count": 37}}, "recurring[interval_count]"),
         ({"unit_amount": 1, "product": "prod_no"}, "product"),
         ({"unit_amount": 1, "tiers": [LAST]}, "tiers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 import stripe
 
@@ -161,3 +162,12 @@ def test_the_control_calls_refuse_what_they_do_not_know(sandbox: Sandbox) -> Non
         assert answer.status_code == 400, path
         assert answer.json()["error"]["message"]
     assert sandbox.control.get("/_sandbox/health").json()["status"] == "ok"
+
+
+def test_a_key_may_come_as_the_user_name_of_basic_auth(account: Account) -> None:
+    """As in Stripe's own examples: ``curl -u sk_test_…:``."""
+    customer, url = account.customer(), f"{account.sandbox.url}/v1/customers"
+    answer = httpx.get(url, auth=(account.key, ""), trust_env=False)
+    assert [each["id"] for each in answer.json()["data"]] == [customer]
+    assert httpx.get(url, auth=("sk_live_x", ""), trust_env=False).status_code == 401
+    assert httpx.get(url, headers={"Authorization": "Basic %%"}, trust_env=False).status_code == 401
