@@ -27,18 +27,33 @@ _ROUND = {
     "down": "down",
     "floor": "down",
     "half_up": "half_up",
+    "round": "half_up",
+    "nearest": "half_up",
     "none": None,
 }
+_NOT = {"no", "not", "nothing", "without", "never", "skips", "waives", "omits", "free"}
 
 
 def run_case(case: dict[str, Any]) -> Decimal:
     """The amount (for a metering case the quantity) of ``case``, rounded as an invoice line where it says so."""
-    amount = _MODELS[case["model"]](case, case.get("params") or {})
-    return _line(case, amount.amount if isinstance(amount, Rating) else amount)
+    amount = _MODELS[case["model"]](case, _given(case.get("params") or {}))
+    return _rounded(case, amount.amount if isinstance(amount, Rating) else amount)
+
+
+def _given(params: Any) -> Any:
+    """``params`` without what is there but null, which is as good as not there."""
+    if isinstance(params, dict):
+        return {name: _given(value) for name, value in params.items() if value is not None}
+    return [_given(value) for value in params] if isinstance(params, list) else params
+
+
+def _rounded(case: dict[str, Any], amount: Decimal) -> Decimal:
+    return amount if (case.get("rounding") or "none") == "none" else invoice_amount(amount, case["currency"])
 
 
 def _line(case: dict[str, Any], amount: Decimal) -> Decimal:
-    return amount if case.get("rounding", "none") == "none" else invoice_amount(amount, case["currency"])
+    """``amount`` as one of several lines, which are rounded each by itself unless only their total is."""
+    return amount if "total" in (case.get("rounding") or "") else _rounded(case, amount)
 
 
 def _usage(quantity: Any, events: int | None = None) -> Usage:
@@ -54,7 +69,7 @@ def _price(case: dict[str, Any], model: str, params: Params, **fields: Any) -> P
     common: Params = {
         "minimum": params.get("minimum"),
         "maximum": params.get("maximum"),
-        "discounts": [_discount(discount) for discount in params.get("discounts", ())],
+        "discounts": _discounts(params.get("discounts", ()), case),
         "included": params.get("free_units", params.get("usage_discount", "0")),
     }
     factors = {name: params[name] for name in ("divide_by", "multiply_by") if name in params}
@@ -64,17 +79,21 @@ def _price(case: dict[str, Any], model: str, params: Params, **fields: Any) -> P
     policy = set((case.get("policy") or "").split("_"))
     if "zero" in policy:
         # zero_usage_bills_first_flat, or that it bills nothing, no flat amount, ...
-        common["charge_flat_on_zero"] = "flat" in policy and not policy & {"no", "not", "nothing", "without", "never"}
+        common["charge_flat_on_zero"] = "flat" in policy and not policy & _NOT
     if model == "capacity":
         del common["included"]
     return _PRICE.validate_python({"model": model, **common, **fields})
 
 
-def _discount(discount: Any) -> Params:
-    kind, value = discount
-    return (
+def _discounts(discounts: Any, case: dict[str, Any]) -> list[Params]:
+    """In the card's order: peers take percentages first, unless the case says that they come as listed."""
+    found: list[Params] = [
         {"kind": "percentage", "percent": value} if kind.startswith("percent") else {"kind": "fixed", "amount": value}
-    )
+        for kind, value in discounts
+    ]
+    if set((case.get("policy") or "").split("_")) & {"listed", "order", "sequence", "sequential"}:
+        return found
+    return sorted(found, key=lambda discount: discount["kind"] == "fixed")
 
 
 def _per_unit_price(case: dict[str, Any], params: Params) -> Price:
@@ -88,7 +107,7 @@ def _tiered_price(case: dict[str, Any], model: str, params: Params) -> Price:
             "up_to": tier.get("up_to"),
             "unit_amount": tier.get("unit_amount") or "0",
             "flat_amount": tier.get("flat_amount") or "0",
-            "maximum": tier.get("tier_cap", params.get("tier_cap")),
+            "maximum": tier.get("tier_cap", tier.get("maximum", params.get("tier_cap"))),
         }
         for tier in params["tiers"]
     ]
@@ -150,9 +169,9 @@ def _buckets(price: Price, case: dict[str, Any]) -> Rating:
 def _time_of_use(case: dict[str, Any], params: Params) -> Rating:
     # The case gives what fell into each tariff, not when: any bands will do that do not overlap.
     bands, parts = [], {}
-    for number, (quantity, unit_amount) in enumerate(params["segments"]):
+    for number, (quantity, unit_amount, *per) in enumerate(params["segments"]):
         times = {"from": f"{number // 60:02}:{number % 60:02}", "to": f"{(number + 1) // 60:02}:{(number + 1) % 60:02}"}
-        per_unit = {"model": "per_unit", "unit_amount": unit_amount, "per": params.get("per", "1")}
+        per_unit = {"model": "per_unit", "unit_amount": unit_amount, "per": (*per, params.get("per", "1"))[0]}
         bands.append({"name": f"segment{number}", **times, "price": per_unit})
         parts[f"segment{number}"] = Decimal(quantity)
     fields = {"bands": bands, "otherwise": {"model": "per_unit", "unit_amount": "0"}}
@@ -180,7 +199,7 @@ def _late_correction(case: dict[str, Any], params: Params) -> Rating:
 
 def _proration_net(case: dict[str, Any], params: Params) -> Decimal:
     share = Share(Decimal(params["remaining_days"]), Decimal(params["period_days"]))
-    new, old = (_line(case, engine.prorated(Decimal(params[name]), share)) for name in ("new", "old"))
+    new, old = (_line(case, engine.prorated(Decimal(params.get(name, 0)), share)) for name in ("new", "old"))
     return new - old
 
 
@@ -238,6 +257,6 @@ _MODELS: dict[str, Callable[[dict[str, Any], Params], Rating | Decimal]] = {
         Decimal(params["minimum"]), _line(case, Decimal(params["used_amount"]))
     ),
     "discounts": lambda case, params: engine.discounted(
-        Decimal(params["subtotal"]), _DISCOUNTS.validate_python([_discount(item) for item in params["discounts"]])
+        Decimal(params["subtotal"]), _DISCOUNTS.validate_python(_discounts(params["discounts"], case))
     ),
 }

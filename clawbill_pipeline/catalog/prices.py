@@ -254,7 +254,12 @@ class Percentage(_Simple):
     model: Literal["percentage"]
     percent: NotNegative
     fixed_per_event: NotNegative = ZERO
-    free_events: int = Field(0, ge=0, description="How many events carry no fixed fee (and no percentage, one by one).")
+    free_events: int = Field(
+        0,
+        ge=0,
+        description="How many events carry no fixed fee (and, one by one, no percentage); with included units, the "
+        "events among which these are free.",
+    )
     min_per_event: NotNegative | None = None
     max_per_event: NotNegative | None = None
 

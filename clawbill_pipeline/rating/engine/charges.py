@@ -151,19 +151,21 @@ def _fees(price: prices.Percentage, events: int) -> Line:
 
 
 def _percentage_of_each(price: prices.Percentage, events: tuple[Decimal, ...]) -> Iterator[Line]:
-    """Event by event: the first ones are free as long as the included amount or, without one, the free events last."""
+    """Event by event: the first ones are free as long as the included amount and the free events last, of those that
+    the price has."""
     included = price.included
-    free_events = 0 if included else price.free_events
     charged, base, raised, cut = 0, ZERO, ZERO, ZERO
-    for event in events:
+    for number, event in enumerate(events, 1):
         units, per = converted(price, event)
         value = quotient(units, per)
-        taken = min(included, max(value, ZERO))
-        included -= taken
-        if free_events > 0 or (taken and taken == value):
-            free_events -= 1
+        if price.included:
+            taken = min(included, max(value, ZERO)) if number <= (price.free_events or number) else ZERO
+            if taken and taken == value:
+                included -= taken
+                continue
+            included, value = included - taken, value - taken
+        elif number <= price.free_events:
             continue
-        value -= taken
         amount = value * price.percent / HUNDRED + price.fixed_per_event
         charged, base = charged + 1, base + value
         if price.min_per_event is not None and amount < price.min_per_event:
