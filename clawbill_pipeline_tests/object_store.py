@@ -67,7 +67,7 @@ class Bucket:
     def delete(self, key: str) -> None:
         self.store.ask("DELETE", f"{self.name}/{quote(key)}")
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         return [unescape(key) for key in re.findall("<Key>(.*?)</Key>", self.store.ask("GET", self.name).text)]
 
 
