@@ -54,21 +54,26 @@ def _spans(bars: Sequence[Bar]) -> list[tuple[float, float]]:
 
 def days_svg(days: Sequence[Day], shown: Shown, title: str) -> str:
     """A column a day; the first, the last and the highest are labelled."""
-    high = max((float(day.amount) for day in days), default=0.0) or 1.0
-    step = min(100 / max(len(days), 1), 8)
+    return columns_svg([(day.day.isoformat(), day.amount) for day in days], shown, title)
+
+
+def columns_svg(columns: Sequence[tuple[str, Decimal]], shown: Shown, title: str) -> str:
+    """A column for each of ``columns``, which have a name; the first, the last and the highest are labelled."""
+    high = max((float(amount) for _, amount in columns), default=0.0) or 1.0
+    step = min(100 / max(len(columns), 1), 8)
     parts = []
-    for number, day in enumerate(days):
-        height = max(float(day.amount), 0.0) / high * 90
+    for number, (name, amount) in enumerate(columns):
+        height = max(float(amount), 0.0) / high * 90
         parts.append(
             f'<rect x="{number * step:.3f}%" y="{110 - height:.2f}" width="{step * 0.8:.3f}%" height="{height:.2f}"'
-            f' class="level"><title>{day.day.isoformat()}: {escape(shown(day.amount))}</title></rect>'
+            f' class="level"><title>{name}: {escape(shown(amount))}</title></rect>'
         )
-    if days:
-        top = max(days, key=lambda day: day.amount)
-        parts.append(f'<text x="0" y="12">highest: {top.day.isoformat()}, {escape(shown(top.amount))}</text>')
-        first, last = days[0].day.isoformat(), days[-1].day.isoformat()
+    if columns:
+        name, amount = max(columns, key=lambda column: column[1])
+        parts.append(f'<text x="0" y="12">highest: {name}, {escape(shown(amount))}</text>')
+        first, last = columns[0][0], columns[-1][0]
         parts.append(f'<text x="0" y="128">{first if first == last else f"{first} to {last}"}</text>')
-    told = "; ".join(f"{day.day.isoformat()} {shown(day.amount)}" for day in days)
+    told = "; ".join(f"{name} {shown(amount)}" for name, amount in columns)
     return _svg(parts, 134, title, told)
 
 

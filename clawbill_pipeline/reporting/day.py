@@ -1,6 +1,6 @@
-"""A day's report: what each tenant used hour by hour, as metered, rated, sent and held, and the breaks of those hours.
+"""A day's report files: rendered, written, registered; and its workbook.
 
-Days are of UTC. What only a period knows (invoices, payments, totals) is in the period's report.
+What they say is in ``day_report``, the HTML page in ``day_page``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import xlsxwriter
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 from xlsxwriter.utility import xl_col_to_name
 from xlsxwriter.worksheet import Worksheet
 
@@ -22,9 +21,10 @@ from clawbill_pipeline import storage
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.causes import CAUSES
 from clawbill_pipeline.money import total
+from clawbill_pipeline.reporting.day_page import day_page
+from clawbill_pipeline.reporting.day_report import DayReport, read_day
 from clawbill_pipeline.reporting.harmless import harmless
 from clawbill_pipeline.reporting.render import ReportFile, register, stored, write
-from clawbill_pipeline.reporting.report import Break, NothingToReport
 from clawbill_pipeline.reporting.tables import BREAKS as BREAK_COLUMNS
 from clawbill_pipeline.reporting.tables import table
 from clawbill_pipeline.reporting.workbook import BREAKS, MOST_ROWS, Column
@@ -46,43 +46,6 @@ HOURS = (
 
 
 @dataclass(frozen=True)
-class Hour:
-    """One tenant's service in one hour. ``held_units`` is None where Stripe's hours were not read: where the period's
-    total agrees they need not be."""
-
-    hour: datetime
-    tenant_id: str
-    service: str
-    currency: str | None
-    metered_quantity: Decimal | None
-    rated_quantity: Decimal | None
-    rated_amount: Decimal | None
-    planned_units: Decimal | None
-    sent_units: Decimal | None
-    held_units: Decimal | None
-    revisions: int
-
-
-@dataclass(frozen=True)
-class DayReport:
-    """All that a day's report shows, as of the newest reconciliation of its month or the one before."""
-
-    day: date
-    reconciliation_id: int
-    as_of: datetime
-    hours: tuple[Hour, ...]
-    breaks: tuple[Break, ...]
-
-    @property
-    def currencies(self) -> tuple[str, ...]:
-        return tuple(sorted({hour.currency for hour in self.hours if hour.currency}))
-
-    @property
-    def faults(self) -> tuple[Break, ...]:
-        return tuple(found for found in self.breaks if found.standing == "fault")
-
-
-@dataclass(frozen=True)
 class DayRendered:
     """What rendering came to. ``registered`` counts files whose content the ledger had not seen."""
 
@@ -96,7 +59,7 @@ class DayRendered:
 
 
 def render_day(ledger: Ledger, *, day: date, folder: Path | str, now: datetime) -> DayRendered:
-    """Writes a UTC day's workbook and CSV files beside its month's reports, and registers them in the ledger.
+    """Writes a UTC day's workbook, page and CSV files beside its month's reports, and registers them in the ledger.
 
     The same data gives the same bytes. Raises NothingToReport for a day of no reconciled period.
     """
@@ -106,6 +69,7 @@ def render_day(ledger: Ledger, *, day: date, folder: Path | str, now: datetime) 
         report = read_day(connection, day)
     made = {
         f"diff_report_{day}.xlsx": day_workbook(report),
+        f"diff_report_{day}.html": day_page(report),
         f"hours_{day}.csv": table([column.name for column in HOURS], report.hours),
         f"breaks_{day}.csv": table(BREAK_COLUMNS, report.breaks),
     }
@@ -121,67 +85,6 @@ def render_day(ledger: Ledger, *, day: date, folder: Path | str, now: datetime) 
     )
     counts = len(report.hours), len(report.faults)
     return DayRendered(str(day), report.reconciliation_id, files, registered, *counts, (check,))
-
-
-def read_day(connection: Connection, day: date) -> DayReport:
-    """The report of a UTC day. Raises NothingToReport."""
-    # A billing period that holds the day starts in its month or in the one before.
-    months = [f"{day:%Y-%m}", f"{day.replace(day=1) - timedelta(days=1):%Y-%m}"]
-    newest = connection.execute(_NEWEST, {"periods": months}).first()
-    if newest is None:
-        raise NothingToReport(
-            f"{day}: neither {months[0]} nor {months[1]} was reconciled: run the asset usage_reconciliation, then this"
-        )
-    start = datetime.combine(day, time(), UTC)
-    given = {"start": start, "end": start + timedelta(days=1)}
-    return DayReport(
-        day,
-        newest.id,
-        newest.as_of,
-        tuple(Hour(**row._mapping) for row in connection.execute(_HOURS, given)),
-        tuple(Break(**row._mapping) for row in connection.execute(_BREAKS, given)),
-    )
-
-
-_NEWEST = text("SELECT id, as_of FROM reconciliations WHERE period = ANY(:periods) ORDER BY id DESC LIMIT 1")
-_HOURS = text("""
-WITH m AS (
-  SELECT hour, tenant_id, service, sum(quantity) AS metered_quantity, max(revision) AS revisions
-  FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
-    FROM metered_usage WHERE hour >= :start AND hour < :end
-    ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) newest
-  GROUP BY hour, tenant_id, service),
-r AS (
-  SELECT hour, tenant_id, service, sum(quantity) AS rated_quantity, sum(amount) AS rated_amount,
-    min(currency) AS currency
-  FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
-    FROM rated_usage WHERE hour >= :start AND hour < :end
-    ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) newest
-  GROUP BY hour, tenant_id, service),
-newest_planned AS (
-  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
-  FROM usage_records WHERE hour >= :start AND hour < :end
-  ORDER BY hour, customer_id, meter, window_start, revision DESC),
-newest_sent AS (
-  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
-  FROM usage_records WHERE hour >= :start AND hour < :end AND state = 'delivered'
-  ORDER BY hour, customer_id, meter, window_start, revision DESC),
-p AS (SELECT hour, tenant_id, service, sum(units) AS planned_units FROM newest_planned GROUP BY 1, 2, 3),
-s AS (SELECT hour, tenant_id, service, sum(units) AS sent_units FROM newest_sent GROUP BY 1, 2, 3),
-h AS (
-  SELECT DISTINCT ON (hour, tenant_id, service) hour, tenant_id, service, units AS held_units
-  FROM usage_summaries WHERE hour >= :start AND hour < :end ORDER BY hour, tenant_id, service, id DESC)
-SELECT hour, tenant_id, service, currency, metered_quantity, rated_quantity, rated_amount, planned_units, sent_units,
-  held_units, coalesce(revisions, 0) AS revisions
-FROM m FULL JOIN r USING (hour, tenant_id, service) FULL JOIN p USING (hour, tenant_id, service)
-FULL JOIN s USING (hour, tenant_id, service) FULL JOIN h USING (hour, tenant_id, service)
-ORDER BY hour, tenant_id, service
-""")
-_BREAKS = text("""
-SELECT tenant_id, service, hour, step, cause, currency, quantity, amount, detail, first_seen, last_seen, closed_at
-FROM breaks WHERE hour >= :start AND hour < :end
-ORDER BY closed_at IS NOT NULL, tenant_id, service, hour, step, cause, id
-""")
 
 
 # --- the workbook -----------------------------------------------------------------------------------------------------
@@ -258,7 +161,7 @@ def _summary(sheet: Worksheet, report: DayReport, looks: dict[str, Any]) -> None
     at = 7
     for number, heading in enumerate(("Open differences by cause", *report.currencies)):
         sheet.write_string(at, number, heading, looks["head"])
-    rows = [found for found in report.breaks if found.closed_at is None]
+    rows = report.open
     for cause in [each for each in CAUSES if any(found.cause == each for found in rows)]:
         at += 1
         sheet.write_string(at, 0, cause, looks["text"])

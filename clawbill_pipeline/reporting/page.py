@@ -58,7 +58,7 @@ def page(report: Report) -> bytes:
         _head(report),
         *(_currency(report, currency) for currency in report.currencies),
         _waterfall(report),
-        _breaks(report),
+        breaks_table(report.open, report.as_of),
         _causes(report),
         _adjustments(report),
         _quarantine(report),
@@ -143,9 +143,10 @@ def _waterfall(report: Report) -> str:
     return table("Waterfall", heads, rows, len(report.steps), note, totals, left=3)
 
 
-def _breaks(report: Report) -> str:
-    by_worth = sorted(report.open, key=lambda b: (b.standing != "fault", -abs(b.amount)))
-    rows = [_break_row(b, report.as_of) for b in by_worth[:MOST_ROWS]]
+def breaks_table(breaks: Iterable[Break], as_of: datetime) -> str:
+    """Open differences, faults first, the largest first."""
+    by_worth = sorted(breaks, key=lambda b: (b.standing != "fault", -abs(b.amount)))
+    rows = [_break_row(b, as_of) for b in by_worth[:MOST_ROWS]]
     heads = ["Tenant", "Service", "Hour (UTC)", "Cause", "Quantity", "Amount", "Age", "Detail"]
     numeric = {"Quantity", "Amount", "Age"}
     return table("Open differences", heads, rows, len(by_worth), "Largest first.", numeric=numeric)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from datetime import date
 from decimal import Decimal
+from html import unescape
 from pathlib import Path
 
 import openpyxl
 import pytest
 
+from clawbill_pipeline.money import total
 from clawbill_pipeline.reporting.day import DayRendered, render_day
+from clawbill_pipeline.reporting.day_report import read_day
+from clawbill_pipeline.reporting.page import number as shown
 from clawbill_pipeline.reporting.report import NothingToReport
 from clawbill_pipeline_tests.reconciliation.month import NOW, PERIOD, Month
 
@@ -25,7 +30,7 @@ def run(month: Month, folder: Path, day: date = DAY) -> DayRendered:
 def test_the_day_has_its_hours_and_breaks_and_no_other(month: Month, tmp_path: Path) -> None:
     result = run(month, tmp_path)
     assert [file.name for file in result.files] == [
-        "diff_report_2026-10-01.xlsx", "hours_2026-10-01.csv", "breaks_2026-10-01.csv",
+        "diff_report_2026-10-01.xlsx", "diff_report_2026-10-01.html", "hours_2026-10-01.csv", "breaks_2026-10-01.csv",
     ]  # fmt: skip
     rows = list(csv.DictReader(io.StringIO((tmp_path / PERIOD / "hours_2026-10-01.csv").read_text())))
     used = {key: quantity for key, quantity in month.usage.items() if key[2].date() == DAY}
@@ -71,9 +76,30 @@ def test_the_workbook_adds_up(month: Month, tmp_path: Path) -> None:
     assert not any(str(cell.value).startswith("=cmd") for row in book["Hours"].iter_rows() for cell in row)
 
 
+def test_the_page_tells_the_day_and_needs_nothing_else(month: Month, tmp_path: Path) -> None:
+    run(month, tmp_path)
+    page = (tmp_path / PERIOD / "diff_report_2026-10-01.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href|url)\s*[=(]", page)
+    assert page.count("<h1>") == 1
+    text = unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
+    assert "Billing differences 2026-10-01" in text
+    assert "lost_after_acknowledgement" in text
+    assert "=cmd|' /C calc'!A0" in text
+    with month.ledger.transaction() as connection:
+        report = read_day(connection, DAY)
+    for currency in ("JPY", "USD"):
+        rated, *changes, left = report.bars(currency)
+        assert total([rated.amount, *(bar.amount for bar in changes)]) == left.amount
+        assert rated.amount == total(amount for _, amount in report.rated_hours(currency))
+        assert f"Rated {shown(rated.amount)} {currency}" in page
+        assert f"At Stripe {shown(left.amount)} {currency}" in page
+    assert [bar.amount for bar in report.bars("JPY") if not bar.is_level] == [Decimal("-66.6")]
+
+
 def test_the_same_data_gives_the_same_bytes_and_is_registered_once(month: Month, tmp_path: Path) -> None:
     first = run(month, tmp_path)
-    assert (first.registered, run(month, tmp_path).registered) == (3, 0)
+    assert (first.registered, run(month, tmp_path).registered) == (4, 0)
     again = run(month, tmp_path / "elsewhere")
     assert [file.sha256 for file in again.files] == [file.sha256 for file in first.files]
     assert all(check.passed for check in first.checks)

@@ -1,4 +1,4 @@
-"""A day of the reconciliation as files for people: workbook and CSV. How they look is in reporting/day."""
+"""A day of the reconciliation as files for people: workbook, page and CSV. How they look is in reporting/day."""
 
 import dagster as dg
 
@@ -15,7 +15,7 @@ from clawbill_pipeline.settings import Settings
     partitions_def=days,
     deps=[usage_reconciliation],
     group_name="reconciliation",
-    kinds={"excel", "csv"},
+    kinds={"excel", "html", "csv"},
     owners=[FINANCE],
     check_specs=specs(
         "daily_diff_report", check("day_report_written", "Every report file of the day is on disk and registered.")
