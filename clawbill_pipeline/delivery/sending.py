@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
 from clawbill_pipeline.stripe_api import StripeApi
+
+log = logging.getLogger(__name__)
 
 #: How long Stripe surely knows an identifier (24 h), less some time for a last call.
 IDENTIFIER_LIFE = timedelta(hours=24) - timedelta(minutes=5)
@@ -501,8 +504,18 @@ class _Delivery:
         self._moves, self._done = [], []
         if moves:
             write_moves(self.ledger, moves, self.run_id)
+            _log(moves)
         if done:
             self.claims.release(done)
+
+
+def _log(moves: Iterable[Move]) -> None:
+    for move in moves:
+        if move.state == "rejected" or move.parked is not None:
+            row = move.row
+            about = {"tenant": row.tenant_id, "service": row.service, "hour": row.hour, "identifier": row.identifier}
+            why = {"state": move.state, "parked": move.parked, "error": move.error}
+            log.info("not delivered", extra={"fields": {**about, **why}})
 
 
 #: Reasons that hold for every record of a customer and meter.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -24,8 +25,12 @@ from clawbill_pipeline.rating.asking import Asker
 from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standing
 from clawbill_pipeline.results import Check
 
+log = logging.getLogger(__name__)
+
 #: Rows asked for and booked in one transaction: a crash loses at most this many answers, which are asked for again.
 CHUNK = 20_000
+#: Failures of a chunk that the log names; all are in ``rating_failures``.
+_LOGGED = 100
 #: How often a change of prices between two questions makes both be asked again.
 TURNS = 3
 
@@ -124,6 +129,7 @@ def rate(
             write_bookings(connection, bookings, now, run_id)
             _write_failures(connection, failures, now, run_id)
             add_tally(connection, _watched(bookings, failures))
+        _log(failures)
         tally.add(bookings, failures)
         if len(due) < CHUNK:
             break
@@ -377,6 +383,13 @@ def write_bookings(connection: Connection, bookings: Sequence[Booking], now: dat
         """),
         {"hours": sorted({b.due.hour for b in bookings})},
     )
+
+
+def _log(failures: Sequence[Failure]) -> None:
+    for failure in failures[:_LOGGED]:
+        due = failure.due
+        about = {"tenant": due.tenant_id, "service": due.service, "hour": due.hour}
+        log.info("not rated", extra={"fields": {**about, "kind": failure.kind, "error": failure.error}})
 
 
 def _watched(bookings: Sequence[Booking], failures: Sequence[Failure]) -> Tally:

@@ -7,6 +7,7 @@ transaction commits: the Parquet files are on disk before, and files that no led
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ from clawbill_pipeline.usage.sources import inputs
 
 #: Tenants that a check names.
 _SHOWN = 20
+
+log = logging.getLogger(__name__)
+
 #: Files that may wait to be written: what they hold is in memory.
 BACKLOG = 16
 
@@ -309,6 +313,8 @@ class Total:
 
     def problem(self, reason: str, source: str, uri: str, detail: str) -> None:
         self.problems.append((reason, f"{source}: {uri}: {reason}: {detail}"))
+        about = {"source": source, "uri": uri, "reason": reason, "detail": detail}
+        log.info("not landed", extra={"fields": about})
 
     def result(self, catalog: Catalog, newest: Mapping[str, datetime | None], now: datetime) -> Landed:
         """``newest`` is when each source of the catalogue brought something last."""
