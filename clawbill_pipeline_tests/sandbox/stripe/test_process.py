@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+import httpx
 import pytest
 import stripe
 
@@ -144,3 +145,21 @@ def test_the_same_calls_make_the_same_ids(launch: Launch) -> None:
             event.pop("request")
         seen.append(events)
     assert seen[0] == seen[1]
+
+
+def test_the_command_serves_it_with_a_clock_and_tells_its_port(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clawbill_pipeline.cli", "sandbox", "stripe", "--port", "0", "--now", str(START)]
+    command += ["--state", str(tmp_path / "state"), "--port-file", str(tmp_path / "port")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "port").exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.02)
+        address = f"http://127.0.0.1:{(tmp_path / 'port').read_text()}"
+        health = httpx.get(f"{address}/_sandbox/health", trust_env=False)
+        assert health.json() == {"status": "ok", "now": START}
+    finally:
+        process.terminate()
+        process.wait(20)
+        assert process.stderr is not None
+        process.stderr.close()
