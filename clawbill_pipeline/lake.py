@@ -47,6 +47,8 @@ EVENT_SCHEMA = pa.schema(
 #: Files that are fetched from a store, or written to it, at once: each waits most of its time for an answer.
 _AT_ONCE = 8
 _PIECE = 16 * 1024 * 1024
+#: Events that are looked at together where hours can be looked at one by one.
+PORTION = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ class Lake:
             return None
 
 
-def portions(landed: Iterable[tuple[datetime, str, int]], most: int = 50_000_000) -> Iterator[list[str]]:
-    """The files of ``landed`` (hour, file, events), in order of hours, in portions of whole hours with so many events.
+def portions(landed: Iterable[tuple[datetime, str, int]]) -> Iterator[list[str]]:
+    """The files of ``landed`` (hour, file, events), in order of hours, in portions of whole hours.
 
     What a portion needs of memory and disk stays the same however long a period is.
     """
@@ -136,7 +138,7 @@ def portions(landed: Iterable[tuple[datetime, str, int]], most: int = 50_000_000
     for _, of_hour in groupby(sorted(landed), key=lambda row: row[0]):
         rows = list(of_hour)
         events = sum(row[2] for row in rows)
-        if files and size + events > most:
+        if files and size + events > PORTION:
             yield files
             files, size = [], 0
         files += [file for _, file, _ in rows]

@@ -76,7 +76,7 @@ class ObjectFolder:
     environment says (``AWS_ENDPOINT_URL``), or the vendor's own. Raises ValueError for an address of another form.
     """
 
-    def __init__(self, address: str, *, endpoint: str | None = None, tries: int = PATIENT) -> None:
+    def __init__(self, address: str, *, endpoint: str | None = None, tries: int | None = None) -> None:
         found = _ADDRESS.fullmatch(address)
         if found is None:
             raise ValueError(
@@ -87,7 +87,7 @@ class ObjectFolder:
         self.prefix = prefix.strip("/")
         self.address = "/".join(filter(None, (f"{self._scheme}://{self.bucket}", self.prefix)))
         self._endpoint = endpoint
-        self._tries = tries
+        self._tries = PATIENT if tries is None else tries
 
     def __repr__(self) -> str:
         return f"ObjectFolder({self.address!r})"
@@ -160,6 +160,12 @@ class ObjectFolder:
         """Puts an object there, or another in its place; it is stored durably, and whole, when this returns."""
         with self._clear(name):
             obstore.put(self._store, name, content)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Takes objects away; one that is gone already is no error."""
+        with self._clear():
+            if names:
+                obstore.delete(self._store, list(names))
 
     def exists(self, name: str) -> bool:
         try:
