@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -37,6 +39,13 @@ class Folder(Protocol):
     def made(self, name: str) -> AbstractContextManager[Path]:
         """Where to write the file: it gets its name once the block ends. Nothing changes if the block fails, or leaves
         no file there."""
+        ...
+
+    def prune(self, name: str, rest: timedelta) -> int:
+        """Deletes what else is in the file's folder and was written longer ago than that; returns how many there were.
+
+        Only for files that can be made again. Whoever reads one that was just replaced may finish.
+        """
         ...
 
 
@@ -74,6 +83,13 @@ class DiskFolder:
             fresh.unlink(missing_ok=True)
             raise
 
+    def prune(self, name: str, rest: timedelta) -> int:
+        kept, before = self.root / name, time.time() - rest.total_seconds()
+        old = [path for path in kept.parent.iterdir() if path != kept and path.stat().st_mtime < before]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
 
 @dataclass(frozen=True)
 class StoreFolder:
@@ -100,6 +116,13 @@ class StoreFolder:
             yield fresh
             if fresh.exists():
                 self.objects.write(name, fresh)
+
+    def prune(self, name: str, rest: timedelta) -> int:
+        before = datetime.now(UTC) - rest
+        beside = self.objects.listed(name.rpartition("/")[0])
+        old = [one.name for one in beside if one.name != name and one.modified < before]
+        self.objects.delete(old)
+        return len(old)
 
 
 def folder(root: Path | str) -> Folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_file_appears_whole_or_not_at_all(place: Folder) -> None:
         assert (file.read(2), file.seek(-2, 2), file.read()) == (b"th", 3, b"ee")
     if isinstance(place, DiskFolder):
         assert [path.name for path in (place.root / "a").iterdir()] == ["b c.txt"]
+
+
+def test_old_files_beside_one_are_deleted(place: Folder) -> None:
+    for name in ("a/1", "a/2", "a/3", "b/1"):
+        with place.made(name) as path:
+            path.write_bytes(b"x")
+    assert place.prune("a/3", timedelta(hours=1)) == 0, "those who read them may finish"
+    assert place.prune("a/3", timedelta(seconds=-5)) == 2
+    assert [place.exists(name) for name in ("a/1", "a/2", "a/3", "b/1")] == [False, False, True, True]
+    assert place.prune("a/3", timedelta(seconds=-5)) == 0
 
 
 def test_a_file_that_is_not_there(place: Folder) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -442,11 +441,6 @@ class Catalog(Closed):
     def meter(self, service: str) -> str:
         """The Stripe meter event name of ``service``."""
         return self.services[service].meter or "clawbill_" + re.sub(r"[^A-Za-z0-9]", "_", service)
-
-    @cached_property
-    def service_of_meter(self) -> dict[str, str]:
-        """Service by Stripe meter event name."""
-        return {self.meter(service): service for service in self.services}
 
     def currency(self, tenant_id: str) -> str:
         """The currency that ``tenant_id`` is billed in. Raises UnknownTenant."""

@@ -29,6 +29,8 @@ class Hour:
     index: str
 
 
+#: An index that was replaced is kept so long for those who read it.
+_IN_USE = timedelta(hours=6)
 #: What of an index says where the ids of its hour lie.
 _RANGES = ("hour", "source", "tenant_id", "smallest", "largest")
 
@@ -136,3 +138,5 @@ def _make_missing(lake: Lake, hours: Sequence[Hour], memory_limit: str | None) -
             ):
                 prepare(db, files)
                 db.execute(_INDEX, {"target": str(target)})
+            # The index of the hour as it was before. Another worker may have it open, or be about to.
+            lake.folder.prune(hour.index, _IN_USE)

@@ -249,7 +249,7 @@ def test_a_version_begins_at_its_very_moment() -> None:
 
 def test_meters_have_names_that_stripe_takes() -> None:
     catalog = parse(GOOD.replace("{unit: call}", "{unit: call, meter: calls}"))
-    assert catalog.service_of_meter == {"calls": "api.calls", "clawbill_tokens": "tokens"}
+    assert [catalog.meter(name) for name in ("api.calls", "tokens")] == ["calls", "clawbill_tokens"]
 
 
 def test_editors_get_a_schema_that_agrees_with_the_models() -> None:

@@ -178,6 +178,23 @@ def test_a_lost_index_is_made_again(place: World) -> None:
     assert place.meter(hours=2).conflicts == 1
 
 
+def test_an_index_that_was_replaced_goes_once_nobody_can_be_reading_it(
+    place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def indexes() -> list[str]:
+        return sorted(path.name for path in place.lake.path("x").parent.glob("usage_ids/*/hour=2026-11-01T00/*"))
+
+    place.land([event("a", 10), event("b", 70)])
+    place.meter(hours=2)
+    place.land([event("c", 20)])
+    place.meter(hours=2)
+    assert indexes() == ["1-000000000001.parquet", "2-000000000002.parquet"]
+    monkeypatch.setattr("clawbill_pipeline.metering.neighbours._IN_USE", timedelta(seconds=-5))
+    place.land([event("d", 30)])
+    place.meter(hours=2)
+    assert indexes() == ["3-000000000003.parquet"]
+
+
 def test_an_hour_that_a_period_boundary_cuts_is_metered_in_two_windows(place: World) -> None:
     # Kathmandu's October ends at 18:15 UTC.
     end = (timedelta(days=30, hours=-6) + timedelta(minutes=15)) / timedelta(minutes=1)
