@@ -40,6 +40,7 @@ from clawbill_pipeline.invoicing.rows import (
     map_late,
     move_standing,
     newest_applied,
+    paid_for,
     write_invoice,
     write_lines,
 )
@@ -396,15 +397,18 @@ class _Work:
             self._apart[change.invoice_id] = f"lines {total}, subtotal {change.subtotal} {change.currency}"
 
     def _move(self, connection: Connection, tenant_id: str, signals: Sequence[Signal], at: datetime, cause: str) -> str:
-        moved = move_standing(connection, tenant_id, signals, at, cause, self._now)
-        if moved is None:
-            return ""
-        self._counts["standings"] += 1
-        return f"; {tenant_id}: {moved[0] or 'new'} -> {moved[1]}"
+        """Moves the tenant, and those whose usage is on its bill: they stand as it does."""
+        told = ""
+        for each in (tenant_id, *paid_for(connection, tenant_id)):
+            moved = move_standing(connection, each, signals, at, cause, self._now)
+            if moved is not None:
+                self._counts["standings"] += 1
+                told += f"; {each}: {moved[0] or 'new'} -> {moved[1]}"
+        return told
 
     def _tenant(self, connection: Connection, customer_id: str) -> str | None:
-        of_customer = stripe_customers.c.customer_id == customer_id
-        mapped = connection.scalar(select(stripe_customers.c.tenant_id).where(of_customer))
+        of_customer = (stripe_customers.c.customer_id == customer_id, stripe_customers.c.payer_id.is_(None))
+        mapped = connection.scalar(select(stripe_customers.c.tenant_id).where(*of_customer))
         return mapped or self._named.get(customer_id)
 
     def mark(self) -> None:
@@ -438,7 +442,7 @@ def _subscriptions_without_standing(connection: Connection) -> Sequence[Event]:
         select(customers.tenant_id, customers.customer_id, events.created, events.type, events.body)
         .ext(distinct_on(customers.tenant_id))
         .join(stripe_events, events.object_id == customers.subscription_id)
-        .where(new, events.type.like("customer.subscription.%"))
+        .where(new, customers.payer_id.is_(None), events.type.like("customer.subscription.%"))
         .order_by(customers.tenant_id, events.created.desc(), ended.desc(), events.id.desc())
     )
     return connection.execute(query).all()

@@ -48,7 +48,9 @@ def write_lines(connection: Connection, invoice: Invoice, tenant_id: str | None)
     """The invoice's lines are these and no others; returns how many."""
     items = [line.subscription_item_id for line in invoice.lines if line.subscription_item_id]
     query = select(stripe_items).where(stripe_items.c.subscription_item_id.in_(items))
-    mapped = {row.subscription_item_id: row for row in connection.execute(query)} if items else {}
+    found = connection.execute(query).all() if items else []
+    # Tenants that share a customer share its items: the line is the payer's.
+    mapped = {row.subscription_item_id: row for row in sorted(found, key=lambda row: row.tenant_id == tenant_id)}
     connection.execute(
         delete(invoice_lines).where(
             invoice_lines.c.invoice_id == invoice.invoice_id,
@@ -74,6 +76,7 @@ def map_late(connection: Connection) -> None:
     connection.execute(
         update(invoices)
         .where(invoices.c.tenant_id.is_(None), invoices.c.customer_id == customers.customer_id)
+        .where(customers.payer_id.is_(None))
         .values(tenant_id=customers.tenant_id)
     )
     connection.execute(
@@ -88,6 +91,13 @@ def map_late(connection: Connection) -> None:
         .where(invoice_lines.c.subscription_item_id == items.subscription_item_id)
         .values(service=items.service)
     )
+
+
+def paid_for(connection: Connection, tenant_id: str) -> list[str]:
+    """The tenants whose usage is on the bill of ``tenant_id``, beside its own."""
+    of_payer = stripe_customers.c.payer_id == tenant_id
+    query = select(stripe_customers.c.tenant_id).where(of_payer).order_by(stripe_customers.c.tenant_id)
+    return list(connection.scalars(query))
 
 
 def debts(connection: Connection, tenant_id: str, at: datetime, *, but: str = "") -> list[Signal]:

@@ -302,6 +302,19 @@ class TestStanding:
         assert (inbox.standings(), inbox.outcomes()) == ([], ["unhandled"])
 
 
+def test_tenants_that_share_a_customer_stand_as_the_one_that_pays(inbox: Inbox) -> None:
+    with inbox.ledger.transaction() as connection:
+        shared = "'initech', customer_id, subscription_id, currency, livemode, mapped_at, tenant_id"
+        connection.execute(text(f"INSERT INTO stripe_customers SELECT {shared} FROM stripe_customers"))
+        items = "'initech', service, subscription_item_id, price_id, meter_id, meter, backend, mapped_at"
+        connection.execute(text(f"INSERT INTO stripe_items SELECT {items} FROM stripe_items"))
+    inbox.land("invoice.payment_failed", invoice("open", attempted=True))
+    assert inbox.apply().standings == 2
+    assert (inbox.standings("globex"), inbox.standings("initech")) == (["past_due"], ["past_due"])
+    assert [row.tenant_id for row in inbox.rows("invoices")] == ["globex"]
+    assert {row.tenant_id for row in inbox.rows("invoice_lines")} == {"globex"}
+
+
 def _events_read(inbox: Inbox, after: int) -> int:
     """How many rows PostgreSQL reads to find the events above ``after`` that nobody handled."""
     compiled = unhandled(after, None, 500).compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
