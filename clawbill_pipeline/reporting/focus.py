@@ -1,19 +1,22 @@
 """Rated usage as FOCUS 1.2 (focus.finops.org): one row a rated window, streamed as CSV straight from the ledger.
 
 A row's cost is OpenClaw's exact amount: the invoice's rounding is on no row. What the contract with OpenClaw does not
-tell (a list price beside the contracted one) is the amount itself, as FOCUS asks of a provider without discounts.
+tell (a list price beside the contracted one) is the amount itself, as FOCUS asks of a provider without discounts; unit
+prices are not there, for it tells amounts. All that the specification makes mandatory is.
 """
 
 # ruff: noqa: S608 -- queries are put together from constants; every value is a parameter
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.waterfall import Scope, scope_of
 
 
@@ -26,6 +29,7 @@ def _instant(expression: str) -> str:
     return f"to_char({expression} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
 
 
+_UNIT = _text("coalesce(u.unit, 'Units')")
 _COST = "trim_scale(amount)"
 _SKU = _text("service || CASE WHEN dimensions = '' THEN '' ELSE ':' || dimensions END")
 
@@ -40,24 +44,27 @@ COLUMNS = {
     "ChargeCategory": "'Usage'",
     # FOCUS keeps Correction for charges that mend an earlier, invoiced period; a window is always of its own.
     "ChargeClass": "NULL",
-    "ChargeDescription": _text("service || ', ' || coalesce(u.unit, 'unit')"),
+    "ChargeDescription": _text("service || ', ' || coalesce(u.unit, 'Units')"),
     "ChargeFrequency": "'Usage-Based'",
     "ChargePeriodEnd": _instant("least(hour + interval '1 hour', p.ends)"),
     "ChargePeriodStart": _instant("window_start"),
     "ConsumedQuantity": "trim_scale(quantity)",
-    "ConsumedUnit": _text("coalesce(u.unit, 'unit')"),
+    "ConsumedUnit": _UNIT,
     "ContractedCost": _COST,
     "EffectiveCost": _COST,
     "InvoiceId": "i.invoice_id",
     "InvoiceIssuerName": ":product",
     "ListCost": _COST,
     "PricingQuantity": "trim_scale(quantity)",
-    "PricingUnit": _text("coalesce(u.unit, 'unit')"),
+    "PricingUnit": _UNIT,
     "ProviderName": ":product",
     "PublisherName": ":product",
     "ServiceCategory": "'Other'",
     "ServiceName": _text("service"),
+    "ServiceSubcategory": "'Other (Other)'",
     "SkuId": _SKU,
+    "SkuMeter": _text("service"),
+    "SkuPriceDetails": "NULL",
     "SkuPriceId": _text("rate_card_version"),
     "SubAccountId": "NULL",
 }
@@ -81,17 +88,34 @@ ORDER BY hour, tenant_id, service, dimensions, window_start
 """
 
 
+#: Abbreviations of data sizes are singular and plural, and not words (FOCUS 1.2, Unit Format).
+_DATA_SIZE = re.compile(r"[KMGTPE]?i?[bB]")
+
+
+def focus_unit(unit: str) -> str:
+    """A unit as FOCUS writes it: capitals, and the last word of each part in the plural. GB-hour → GB-Hours."""
+
+    def word(text: str, *, plural: bool) -> str:
+        if _DATA_SIZE.fullmatch(text) or not text[:1].isalpha():
+            return text
+        named = text[0].upper() + text[1:]
+        if not plural or named.endswith("s"):
+            return named
+        return f"{named[:-1]}ies" if named.endswith("y") and named[-2:-1] not in tuple("aeiou") else f"{named}s"
+
+    plurals, slash, singular = unit.strip().partition("/")
+    words = re.split(r"([ -])", plurals)
+    shown = [word(text, plural=at == len(words) - 1) for at, text in enumerate(words)]
+    return "".join(shown) + (f"{slash}{word(singular.strip(), plural=False)}" if slash else "")
+
+
 def focus_csv(connection: Connection, catalog: Catalog, period: str) -> Iterator[bytes]:
     """The CSV of ``period`` (``YYYY-MM``) in parts, with a header."""
     parameters: dict[str, Any] = {
         **scope_of(catalog, period).parameters,
         "names": [tenant.name or tenant_id for tenant_id, tenant in catalog.tenants.items()],
         "services": list(catalog.services),
-        "units": [service.unit for service in catalog.services.values()],
+        "units": [focus_unit(service.unit) for service in catalog.services.values()],
         "product": catalog.product,
     }
-    query = str(text(_QUERY).compile(dialect=connection.dialect))
-    raw: Any = connection.connection.dbapi_connection
-    with raw.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT WITH (FORMAT csv, HEADER)", parameters) as copy:
-        for part in copy:
-            yield bytes(part)
+    return copy_out(connection, _QUERY, parameters, header=True)
