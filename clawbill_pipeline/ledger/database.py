@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib import resources
 from typing import Any
@@ -156,6 +156,18 @@ def copy_arrow(connection: Connection, table: str, rows: pa.Table) -> int:
     with raw.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(buffer.getbuffer())
     return len(rows)
+
+
+def copy_out(
+    connection: Connection, query: str, parameters: Mapping[str, Any], *, header: bool = False
+) -> Iterator[bytes]:
+    """The rows of ``query`` (with ``:names``) as CSV in parts, streamed: a month can be larger than memory."""
+    compiled = str(text(query).compile(dialect=connection.dialect))
+    statement = f"COPY ({compiled}) TO STDOUT WITH (FORMAT csv, HEADER {header})"
+    raw: psycopg.Connection[Any] = connection.connection.dbapi_connection  # type: ignore[assignment]
+    with raw.cursor() as cursor, cursor.copy(statement, dict(parameters)) as copy:
+        for part in copy:
+            yield bytes(part)
 
 
 def lock(connection: Connection, *names: str) -> None:

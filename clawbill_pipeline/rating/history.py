@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import text
 
@@ -13,17 +12,16 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.rating.movements import Comparison
 from clawbill_pipeline.rating.simulation import history_start, simulate
 
 _HISTORY = """
-COPY (
     SELECT tenant_id, service, dimensions, window_start, quantity FROM (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM metered_usage
-        WHERE hour >= %(first_hour)s AND hour < %(end)s
+        WHERE hour >= :first_hour AND hour < :end
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) c
-    WHERE window_start >= %(first)s AND window_start < %(end)s
-) TO STDOUT WITH (FORMAT csv)
+    WHERE window_start >= :first AND window_start < :end
 """
 _COLUMNS = {
     "tenant_id": "VARCHAR",
@@ -57,11 +55,9 @@ def compare(
         csv, parquet = Path(folder) / "history.csv", Path(folder) / "history.parquet"
         with ledger.transaction() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))
-            raw: Any = connection.connection.dbapi_connection
             window = {"first": first, "first_hour": utc_hour(first), "end": end}
-            with csv.open("wb") as out, raw.cursor() as cursor, cursor.copy(_HISTORY, window) as copy:
-                for part in copy:
-                    out.write(part)
+            with csv.open("wb") as out:
+                out.writelines(copy_out(connection, _HISTORY, window))
         db.execute(_PACKED, {"csv": str(csv), "parquet": str(parquet)})
         csv.unlink()
         db.read_parquet(str(parquet)).create_view("history")

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.lake import Lake, portions
+from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
 
 NUMBER = "DECIMAL(38,12)"
@@ -129,7 +130,8 @@ def read_books(
     with tempfile.TemporaryDirectory(prefix="clawbill-books-") as folder:
         for name, (columns, query) in LEDGER_TABLES.items():
             file = Path(folder) / f"{name}.csv"
-            _copy_out(connection, f"WITH {scope.PERIODS} {query}", parameters, file)
+            with file.open("wb") as out:
+                out.writelines(copy_out(connection, f"WITH {scope.PERIODS} {query}", parameters))
             db.execute(
                 f"CREATE TABLE {name} AS SELECT * FROM read_csv($file, header = false, auto_detect = false,"
                 f" columns = {columns!r}, allow_quoted_nulls = false, delim = ',', quote = '\"', escape = '\"')",
@@ -144,19 +146,6 @@ def read_books(
     held = lake.rows([row.file for row in landed])
     put_events(db, lake, [(row.hour, row.file, row.events) for row in landed if held[row.file] is not None])
     return sum(held[row.file] != row.events for row in landed)
-
-
-def _copy_out(connection: Connection, query: str, parameters: Mapping[str, Any], file: Path) -> None:
-    """The rows of ``query`` as CSV, streamed: a month can be larger than memory."""
-    compiled = str(text(query).compile(dialect=connection.dialect))
-    raw: Any = connection.connection.dbapi_connection
-    with (
-        file.open("wb") as out,
-        raw.cursor() as cursor,
-        cursor.copy(f"COPY ({compiled}) TO STDOUT WITH (FORMAT csv)", dict(parameters)) as copy,
-    ):
-        for part in copy:
-            out.write(part)
 
 
 def put_context(

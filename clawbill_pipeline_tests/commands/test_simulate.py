@@ -147,7 +147,7 @@ def test_it_writes_nothing_and_calls_nobody(ledger: Ledger, tmp_path: Path) -> N
 def test_the_database_itself_refuses_it_a_write(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "clawbill_pipeline.rating.history._HISTORY",
-        f"COPY (DELETE FROM {SCHEMA}.metered_usage RETURNING tenant_id) TO STDOUT WITH (FORMAT csv)",
+        f"DELETE FROM {SCHEMA}.metered_usage RETURNING tenant_id",
     )
     catalog = load("catalog.yaml")
     with pytest.raises(Exception, match="read-only transaction"):
