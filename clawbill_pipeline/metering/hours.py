@@ -13,7 +13,7 @@ import pyarrow as pa
 from sqlalchemy import Connection, Row, text
 
 from clawbill_pipeline.catalog import Catalog, hours_between
-from clawbill_pipeline.catalog.periods import HOUR, utc_hour
+from clawbill_pipeline.catalog.periods import HOUR, Cadence, utc_hour
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_arrow, lock_all
@@ -356,7 +356,7 @@ def _write_hours(
 
 def _cuts(catalog: Catalog, start: datetime, end: datetime) -> Iterator[Cut]:
     """The hours of ``[start, end)`` that a tenant's period boundary cuts in two."""
-    alike: dict[tuple[str, int], list[str]] = {}
+    alike: dict[tuple[str, Cadence], list[str]] = {}
     for tenant_id, tenant in catalog.tenants.items():
         alike.setdefault((tenant.time_zone, tenant.cadence), []).append(tenant_id)
     for tenants in alike.values():

@@ -88,7 +88,7 @@ def test_late_duplicates_change_nothing_but_are_counted(place: World) -> None:
     assert [row["duplicates"] for row in place.rows("SELECT * FROM metered_hours ORDER BY landings")] == [0, 1]
 
 
-def test_peers_9_an_event_three_months_late_is_metered(place: World) -> None:
+def test_peers_09_an_event_three_months_late_is_metered(place: World) -> None:
     # killbill#876
     place.land([event("a", 1, 5)])
     place.meter()
@@ -106,7 +106,7 @@ def test_events_that_take_back_can_make_a_total_negative_or_zero(place: World) -
     assert place.revisions() == [(1, "first", "0"), (1, "first", "-3")]
 
 
-def test_peers_5_another_quantity_or_service_under_the_same_id(place: World) -> None:
+def test_peers_05_another_quantity_or_service_under_the_same_id(place: World) -> None:
     # lago-api#5327: the first one stands, and the second is not lost.
     place.land([event("a", 1, 5, line=1), event("a", 1, 6, line=2), event("a", 1, 5, service="tokens", line=3)])
     metered = place.meter()
@@ -128,7 +128,7 @@ def test_every_conflict_of_a_line_is_set_aside(place: World) -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["metered in order", "metered in reverse"])
-def test_peers_5_the_same_id_at_another_time_is_not_counted_twice(place: World, order: tuple[int, int]) -> None:
+def test_peers_05_the_same_id_at_another_time_is_not_counted_twice(place: World, order: tuple[int, int]) -> None:
     # lago-api#4437: whichever hour is metered first, the event that landed first stands.
     place.land([event("a", 70, 5), event("b", 70, 1)])
     place.land([event("a", 10, 5), event("c", 10, 2)])
