@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MODULES: dict[str, str] = {
     "adjustments": "clawbill_pipeline.commands.adjustments:adjustments",
     "alerts": "clawbill_pipeline.commands.alerts:alerts",
+    "archive": "clawbill_pipeline.commands.archive:archive",
     "close": "clawbill_pipeline.commands.close:close",
     "correct": "clawbill_pipeline.commands.correct:correct",
     "explain": "clawbill_pipeline.commands.explain:explain",
@@ -231,12 +232,21 @@ def migrate(state: Path | None) -> None:
 @cli.command()
 @state_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be made.")
-def provision(state: Path | None, dry_run: bool) -> None:
+@click.option(
+    "--customers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of tenants' Stripe customers and subscription items: tenant_id, customer_id[, service, "
+    "subscription_item_id].",
+)
+def provision(state: Path | None, dry_run: bool, customers: Path | None) -> None:
     """Make Stripe match the catalogue: product, meters, prices, customers, subscriptions. Never deletes."""
+    from clawbill_pipeline.catalog import with_customers
     from clawbill_pipeline.delivery.provisioning import provision as make
 
     with opened(state) as (settings, ledger):
         catalog, api, now = catalog_of(settings), stripe_of(settings), now_of(settings)
+        if customers is not None:
+            catalog = with_customers(catalog, customers)
         done = make(ledger, catalog, api, now=now, run_id="clawbill provision", dry_run=dry_run)
         for action in done.actions:
             click.echo(f"{action.outcome:6}  {action.kind} {action.name}  {action.detail}".rstrip())
@@ -348,11 +358,17 @@ def sandbox() -> None:
 @state_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8490, show_default=True)
-def sandbox_stripe(state: Path | None, host: str, port: int) -> None:
+@click.option("--now", type=int, help="Unix seconds the clock is set to; without it, it follows the wall clock.")
+@click.option(
+    "--port-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Gets the port as text once connections are accepted.",
+)
+def sandbox_stripe(state: Path | None, host: str, port: int, now: int | None, port_file: Path | None) -> None:
     """A Stripe that keeps Stripe's rules, for test keys; see docs/sandbox-stripe.md."""
     from clawbill_pipeline.sandbox.stripe import serve
 
-    serve(host, port, settings_for(state).state / "sandbox" / "stripe")
+    serve(host, port, settings_for(state).state / "sandbox" / "stripe", now, port_file)
 
 
 def waterfall_table(steps: list[Step]) -> str:

@@ -12,7 +12,7 @@ import time
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -140,9 +140,15 @@ class _Work:
     #: Meters and prices that can be used: by service, and by lookup key.
     meters: dict[str, Document | None] = field(default_factory=dict)
     prices: dict[str, str | None] = field(default_factory=dict)
+    #: Rows of ``stripe_customers`` by tenant, and who pays for whom where tenants share a customer.
+    mapped: dict[str, Document] = field(default_factory=dict)
+    payers: dict[str, str] = field(default_factory=dict)
 
     def done(self) -> Provisioned:
         self.client = self.api.client().v1
+        with self.ledger.transaction() as connection:
+            self.mapped = {row.tenant_id: row._asdict() for row in connection.execute(select(stripe_customers))}
+        self.payers = payers(self.catalog, self.mapped)
         try:
             product = self._product()
             self._meters()
@@ -205,7 +211,7 @@ class _Work:
     def _prices(self, product: str | None) -> None:
         wanted: dict[str, tuple[str, Document]] = {}
         refused: dict[str, str] = {}
-        for tenant_id in self.catalog.tenants:
+        for tenant_id in dict.fromkeys(self._priced_as(tenant_id) for tenant_id in self.catalog.tenants):
             for service in self.meters:
                 key = self._lookup_key(tenant_id, service)
                 if key in wanted or key in refused:
@@ -254,18 +260,26 @@ class _Work:
             "currency": key.split(":")[2],
             "nickname": service,
             "lookup_key": key,
-            "recurring": {"interval": "month", "usage_type": "metered", "meter": meter["id"]},
+            "recurring": {**_recurring(key), "usage_type": "metered", "meter": meter["id"]},
             "metadata": {"service": service, "clawbill_terms": digest},
             **terms,
         }
         return self._make("price", key, self.client.prices.create, params, described(terms))
 
+    def _priced_as(self, tenant_id: str) -> str:
+        """The tenant whose prices bill this one: that pays for it, unless it left the catalogue."""
+        payer_id = self.payers[tenant_id]
+        return payer_id if payer_id in self.catalog.tenants else tenant_id
+
     def _lookup_key(self, tenant_id: str, service: str) -> str:
-        """One price a service and currency; by quantity also a rate card, and a tenant that has a price of its own."""
+        """One price a service, currency and length of period (a month if not named); by quantity also a rate card, and
+        a tenant that has a price of its own."""
+        tenant = self.catalog.tenant(tenant_id)
         key = f"clawbill:{service}:{self.catalog.currency(tenant_id).lower()}"
+        if (every := tenant.cadence).count > 1 or every.interval != "month":
+            key += f":every-{every.count}-{every.interval}"
         if self.catalog.services[service].bill_by == "amount":
             return key
-        tenant = self.catalog.tenant(tenant_id)
         return f"{key}:{tenant.rate_card}" + (f":{tenant_id}" if service in tenant.prices else "")
 
     def _terms(self, tenant_id: str, service: str) -> Document:
@@ -278,14 +292,14 @@ class _Work:
     # Tenants: customers, subscriptions and the map.
 
     def _tenants(self) -> None:
-        with self.ledger.transaction() as connection:
-            mapped = {row.tenant_id: row._asdict() for row in connection.execute(select(stripe_customers))}
         customers: dict[str, list[Document]] | None = None
-        for tenant_id, tenant in self.catalog.tenants.items():
+        # Who pays comes first: the others are mapped to what it has.
+        for tenant_id in sorted(self.catalog.tenants, key=lambda tenant_id: self.payers[tenant_id] != tenant_id):
+            tenant = self.catalog.tenants[tenant_id]
             try:
-                if tenant_id not in mapped and tenant.stripe_customer is None and customers is None:
+                if tenant_id not in self.mapped and tenant.stripe_customer is None and customers is None:
                     customers = self._customers_by_tenant()
-                self._tenant(tenant_id, tenant, mapped.get(tenant_id), customers or {})
+                self._tenant(tenant_id, tenant, customers or {})
             except _Failed as error:
                 self._note("customer", tenant_id, "failed", str(error), tenant_id)
             except stripe.StripeError as error:
@@ -301,17 +315,17 @@ class _Work:
                 found.setdefault(tenant_id, []).append(customer)
         return found
 
-    def _tenant(
-        self, tenant_id: str, tenant: Tenant, mapped: Document | None, customers: Mapping[str, Sequence[Document]]
-    ) -> None:
+    def _tenant(self, tenant_id: str, tenant: Tenant, customers: Mapping[str, Sequence[Document]]) -> None:
         if not follows(tenant, self.now):
             self.adrift.append(tenant_id)
+        payer_id = self.payers[tenant_id]
         wanted = self._wanted(tenant_id, tenant)
         if not wanted:
             raise _Failed("no service of the catalogue has a usable meter and price; see the failures above")
         if len(wanted) > MOST_ITEMS:
             raise _Failed(f"{len(wanted)} services, but a Stripe subscription has at most {MOST_ITEMS} items")
         currency = self.catalog.currency(tenant_id)
+        mapped = self.mapped.get(tenant_id)
         if mapped is not None:
             if tenant.stripe_customer not in (None, mapped["customer_id"]):
                 raise _Failed(
@@ -325,22 +339,37 @@ class _Work:
                 )
             customer_id: str | None = mapped["customer_id"]
             self._note("customer", tenant_id, "kept", str(customer_id), tenant_id)
+        elif payer_id != tenant_id:
+            customer_id = self._shared_customer(tenant_id, tenant, payer_id)
         else:
             customer_id = self._customer(tenant_id, tenant, customers.get(tenant_id, ()))
         if customer_id is None:  # dry run
             self._note("subscription", tenant_id, "made", _periods(tenant, self.now), tenant_id)
             return
-        subscription = self._subscription(tenant_id, tenant, customer_id, mapped, wanted)
+        subscription = self._subscription(tenant_id, tenant, customer_id, wanted)
         if subscription is not None:
-            items = self._items(tenant_id, subscription, wanted)
+            items = self._items(tenant_id, tenant, subscription, wanted)
             if not self.dry_run:
                 self._map(tenant_id, customer_id, subscription["id"], currency, items)
+
+    def _shared_customer(self, tenant_id: str, tenant: Tenant, payer_id: str) -> str | None:
+        """The customer of the tenant that pays for this one too, which must be willing to."""
+        payer, known = self.catalog.tenants.get(payer_id), self.mapped.get(payer_id)
+        if payer is None or payer.stripe_customer != tenant.stripe_customer:
+            raise _Failed(
+                f"customer {tenant.stripe_customer} bills tenant {payer_id!r} already: name it for both tenants in the "
+                "catalogue to have them share its bill"
+            )
+        if known is None and not self.dry_run:
+            raise _Failed(f"shares the customer of {payer_id}, which failed; see there")
+        self._note("customer", tenant_id, "kept", f"{tenant.stripe_customer}, billed with {payer_id}", tenant_id)
+        return tenant.stripe_customer
 
     def _wanted(self, tenant_id: str, tenant: Tenant) -> dict[str, str | None]:
         """Price by service, of the services that can be billed to the tenant."""
         wanted: dict[str, str | None] = {}
         for service, meter in self.meters.items():
-            key = self._lookup_key(tenant_id, service)
+            key = self._lookup_key(self._priced_as(tenant_id), service)
             if meter is not None and self._backend(meter).absolute and cuts_hours(tenant, self.now):
                 self._note(
                     "item",
@@ -385,14 +414,13 @@ class _Work:
         tenant_id: str,
         tenant: Tenant,
         customer_id: str,
-        mapped: Document | None,
         wanted: Mapping[str, str | None],
     ) -> Document | None:
-        subscription = self._present_subscription(tenant_id, customer_id, mapped)
+        subscription = self._present_subscription(tenant_id, tenant, customer_id)
         if subscription is not None:
             self._note("subscription", tenant_id, "kept", str(subscription["id"]), tenant_id)
             return subscription
-        if None in wanted.values():  # dry run
+        if None in wanted.values() or self.payers[tenant_id] != tenant_id:  # dry run
             self._note("subscription", tenant_id, "made", _periods(tenant, self.now), tenant_id)
             return None
         params: Document = {
@@ -402,14 +430,16 @@ class _Work:
                 for service, price in wanted.items()
             ],
             "metadata": {"tenant_id": tenant_id},
-            # No proration to ask for: all items are metered, and billed when their period is over.
+            # A first period that is cut short by the anchor is no reason to prorate: usage is billed as it was used.
+            "proration_behavior": "none",
             **anchor(tenant, self.now),
         }
         detail = _periods(tenant, self.now)
         create = self.client.subscriptions.create
         return self._make_document("subscription", tenant_id, create, params, detail, tenant_id)
 
-    def _present_subscription(self, tenant_id: str, customer_id: str, mapped: Document | None) -> Document | None:
+    def _present_subscription(self, tenant_id: str, tenant: Tenant, customer_id: str) -> Document | None:
+        mapped = self.mapped.get(tenant_id) or self.mapped.get(self.payers[tenant_id])
         if mapped is not None:
             found: Document = self.client.subscriptions.retrieve(mapped["subscription_id"]).to_dict()
             if found["status"] in _ENDED:
@@ -418,17 +448,36 @@ class _Work:
                     "tenant out of the catalogue, or subscribe a new one"
                 )
             return found
-        ours = [
-            subscription
-            for subscription in _all(self.client.subscriptions.list({"customer": customer_id, "limit": 100}))
-            if subscription["metadata"].get("tenant_id") == tenant_id and subscription["status"] not in _ENDED
-        ]
+        listed = _all(self.client.subscriptions.list({"customer": customer_id, "limit": 100}))
+        running = [subscription for subscription in listed if subscription["status"] not in _ENDED]
+        if tenant.stripe_items:
+            return self._named_subscription(tenant_id, tenant, customer_id, running)
+        ours = [subscription for subscription in running if subscription["metadata"].get("tenant_id") == tenant_id]
         if len(ours) > 1:
             ids = ", ".join(subscription["id"] for subscription in ours)
             raise _Failed(f"several subscriptions bill the tenant ({ids}): cancel all but one")
         return ours[0] if ours else None
 
-    def _items(self, tenant_id: str, subscription: Document, wanted: Mapping[str, str | None]) -> list[Document]:
+    def _named_subscription(
+        self, tenant_id: str, tenant: Tenant, customer_id: str, running: Sequence[Document]
+    ) -> Document:
+        """The subscription that has the items which the catalogue or a file names."""
+        wanted = set(tenant.stripe_items.values())
+        for subscription in running:
+            items = [item for item in _all(self._list_items(subscription["id"])) if item["id"] in wanted]
+            if {item["id"] for item in items} == wanted:
+                ends = int(tenant.period_at(self.now).end.timestamp())
+                if any(item["current_period_end"] != ends for item in items) and tenant_id not in self.adrift:
+                    self.adrift.append(tenant_id)
+                return subscription
+        raise _Failed(
+            f"no running subscription of customer {customer_id} has the items {', '.join(sorted(wanted))}: name items "
+            "of one subscription, or none"
+        )
+
+    def _items(
+        self, tenant_id: str, tenant: Tenant, subscription: Document, wanted: Mapping[str, str | None]
+    ) -> list[Document]:
         """The rows of ``stripe_items``: of items that are there, and of those that were missing."""
         items = list(_all(self._list_items(subscription["id"])))
         by_meter = {_meter_of(item): item for item in items}
@@ -441,7 +490,12 @@ class _Work:
                 if service in legacy:
                     item: Document | None = self._kept_legacy_item(name, tenant_id, service, legacy[service])
                 elif meter is not None and meter["id"] in by_meter:
-                    item = self._kept_item(name, tenant_id, by_meter[meter["id"]], price)
+                    item = self._kept_item(name, tenant_id, service, by_meter[meter["id"]], price)
+                elif service in tenant.stripe_items:
+                    raise _Failed(
+                        f"item {tenant.stripe_items[service]} bills by another meter than "
+                        f"{self.catalog.meter(service)!r}: name that meter as the service's, or leave the item out"
+                    )
                 elif meter is not None and price is not None:
                     item = self._add_item(name, subscription["id"], tenant_id, service, price, meter["id"])
                 else:  # dry run
@@ -464,8 +518,8 @@ class _Work:
                 )
         return rows
 
-    def _kept_item(self, name: str, tenant_id: str, item: Document, price: str | None) -> Document:
-        if item["price"]["id"] != price:
+    def _kept_item(self, name: str, tenant_id: str, service: str, item: Document, price: str | None) -> Document:
+        if item["price"]["id"] != price and not self._charges(item["price"], tenant_id, service):
             raise _Failed(
                 f"item {item['id']} bills by price {item['price']['id']}, the catalogue wants {price}: change it in "
                 "Stripe's dashboard at the end of a period, then provision again"
@@ -475,12 +529,9 @@ class _Work:
 
     def _kept_legacy_item(self, name: str, tenant_id: str, service: str, item: Document) -> Document:
         """An item whose price no meter backs: it lives on usage records, as long as it charges the same."""
-        terms = self._terms(tenant_id, service)
+        terms = self._terms(self._priced_as(tenant_id), service)
         price = item["price"]
-        simple = price["billing_scheme"] == terms["billing_scheme"] == "per_unit"
-        simple = simple and not price["transform_quantity"] and "transform_quantity" not in terms
-        same = simple and Decimal(price["unit_amount_decimal"]) == Decimal(terms["unit_amount_decimal"])
-        if price["recurring"]["usage_type"] != "metered" or not same:
+        if price["recurring"]["usage_type"] != "metered" or not self._charges(price, tenant_id, service):
             raise _Failed(
                 f"item {item['id']} has a price without a meter that does not charge what the catalogue says "
                 f"({described(terms)}): move it to a price with a meter"
@@ -488,10 +539,23 @@ class _Work:
         self._note("item", name, "kept", f"{item['id']}, legacy usage records", tenant_id)
         return item
 
+    def _charges(self, price: Document, tenant_id: str, service: str) -> bool:
+        """Whether a price that was not made here charges what the catalogue says, as often."""
+        terms = self._terms(self._priced_as(tenant_id), service)
+        every, recurring = self.catalog.tenant(tenant_id).cadence, price["recurring"]
+        if (recurring["interval"], recurring["interval_count"]) != (every.interval, every.count):
+            return False
+        if price["billing_scheme"] == "tiered":
+            price = self.client.prices.retrieve(price["id"], {"expand": ["tiers"]}).to_dict()
+        return same_terms(price, terms)
+
     def _add_item(
         self, name: str, subscription_id: str, tenant_id: str, service: str, price: str, meter_id: str
     ) -> Document | None:
-        added = {"items": [{"price": price, "metadata": {"tenant_id": tenant_id, "service": service}}]}
+        added: Document = {
+            "items": [{"price": price, "metadata": {"tenant_id": tenant_id, "service": service}}],
+            "proration_behavior": "none",
+        }
 
         def add(params: Any, options: Any) -> Any:
             self.client.subscriptions.update(subscription_id, params, options)
@@ -509,6 +573,10 @@ class _Work:
     def _map(
         self, tenant_id: str, customer_id: str, subscription_id: str, currency: str, items: Sequence[Document]
     ) -> None:
+        payer_id = self.payers[tenant_id]
+        self.mapped.setdefault(
+            tenant_id, {"customer_id": customer_id, "subscription_id": subscription_id, "currency": currency}
+        )
         with self.ledger.transaction() as connection:
             customer = insert(stripe_customers).values(
                 tenant_id=tenant_id,
@@ -517,6 +585,7 @@ class _Work:
                 currency=currency,
                 livemode=is_live(self.api.key),
                 mapped_at=self.now,
+                payer_id=payer_id if payer_id != tenant_id else None,
             )
             connection.execute(customer.on_conflict_do_nothing(index_elements=["tenant_id"]))
             for row in items:
@@ -589,31 +658,82 @@ def cuts_hours(tenant: Tenant, now: datetime) -> bool:
     return any(utc_hour(start) != start for start in _starts(tenant, now))
 
 
-def anchor(tenant: Tenant, now: datetime) -> Document:
-    """The parameters by which Stripe's monthly periods start when the tenant's do, from the period's end on.
+def payers(catalog: Catalog, mapped: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Whose bill each tenant's usage is on: its own, but for tenants that share a customer with an earlier one.
 
-    Stripe counts months in UTC from the anchor's day. Where that day is one that short months lack, the day itself is
+    ``mapped`` are the rows of ``stripe_customers`` by tenant: who pays at Stripe already goes on paying.
+    """
+    known = {row["customer_id"]: tenant_id for tenant_id, row in mapped.items() if row["payer_id"] is None}
+    found = {}
+    for tenant_id, tenant in catalog.tenants.items():
+        if tenant_id in mapped:
+            found[tenant_id] = mapped[tenant_id]["payer_id"] or tenant_id
+        elif tenant.stripe_customer is None:
+            found[tenant_id] = tenant_id
+        else:
+            found[tenant_id] = known.setdefault(tenant.stripe_customer, tenant_id)
+    return found
+
+
+def same_terms(price: Document, terms: Mapping[str, Any]) -> bool:
+    """Whether Stripe's ``price`` (with its tiers) charges what ``terms`` would."""
+    if price["billing_scheme"] != terms["billing_scheme"] or price.get("tiers_mode") != terms.get("tiers_mode"):
+        return False
+    divided = price.get("transform_quantity")
+    if (divided and dict(divided)) != terms.get("transform_quantity"):
+        return False
+    if terms["billing_scheme"] == "per_unit":
+        return _decimal(price["unit_amount_decimal"]) == _decimal(terms["unit_amount_decimal"])
+    tiers = [
+        tuple(tier[name] for name in ("up_to", "unit_amount_decimal", "flat_amount_decimal"))
+        for tier in price.get("tiers") or ()
+    ]
+    wanted = [(tier["up_to"], tier["unit_amount_decimal"], tier["flat_amount_decimal"]) for tier in terms["tiers"]]
+    return [(None if up_to == "inf" else up_to, _decimal(unit), _decimal(flat)) for up_to, unit, flat in wanted] == [
+        (up_to, _decimal(unit), _decimal(flat)) for up_to, unit, flat in tiers
+    ]
+
+
+def _decimal(value: Any) -> Decimal:
+    return Decimal(value or 0)
+
+
+def _recurring(key: str) -> Document:
+    """The length of the periods that a price of this lookup key is for."""
+    for part in key.split(":"):
+        if part.startswith("every-"):
+            _, count, interval = part.split("-")
+            return {"interval": interval, "interval_count": int(count)}
+    return {"interval": "month"}
+
+
+def anchor(tenant: Tenant, now: datetime) -> Document:
+    """The parameters by which Stripe's periods start when the tenant's do, from the present period's end on.
+
+    Stripe counts in UTC from the anchor. Where its day of the month is one that short months lack, the day itself is
     given instead, so that it comes back after February.
     """
     first, day = _anchor(tenant, now)
-    if day == first.day:
+    if tenant.cadence.by_days or day == first.day:
         return {"billing_cycle_anchor": int(first.timestamp())}
-    return {
-        "billing_cycle_anchor_config": {
-            "day_of_month": day,
-            "hour": first.hour,
-            "minute": first.minute,
-            "second": first.second,
-        }
-    }
+    config = {"day_of_month": day, "hour": first.hour, "minute": first.minute, "second": first.second}
+    if (tenant.interval, tenant.interval_count) != ("month", 1):
+        config["month"] = first.month
+    return {"billing_cycle_anchor_config": config}
 
 
 def follows(tenant: Tenant, now: datetime) -> bool:
     """Whether Stripe's periods, so anchored, start at the same moments as the tenant's."""
     first, day = _anchor(tenant, now)
-    for start in _starts(tenant, now):
-        last = monthrange(start.year, start.month)[1]
-        if start != first.replace(year=start.year, month=start.month, day=min(day, last)):
+    every = tenant.cadence
+    for number, start in enumerate(_starts(tenant, now)):
+        if every.by_days:
+            expected = first + number * every.count * timedelta(days=7 if every.interval == "week" else 1)
+        else:
+            months = first.year * 12 + first.month - 1 + number * every.count * (12 if every.interval == "year" else 1)
+            year, month = months // 12, months % 12 + 1
+            expected = first.replace(year=year, month=month, day=min(day, monthrange(year, month)[1]))
+        if start != expected:
             return False
     return True
 
@@ -632,8 +752,10 @@ def _starts(tenant: Tenant, now: datetime) -> Iterator[datetime]:
 
 
 def _periods(tenant: Tenant, now: datetime) -> str:
-    period = tenant.period_at(now)
-    return f"monthly, next period from {period.end:%Y-%m-%dT%H:%MZ}"
+    every, count = tenant.interval, tenant.interval_count
+    words = {"day": "daily", "week": "weekly", "month": "monthly", "year": "yearly"}
+    often = words[every] if count == 1 else f"every {count} {every}s"
+    return f"{often}, next period from {tenant.period_at(now).end:%Y-%m-%dT%H:%MZ}"
 
 
 def _meter_of(item: Document) -> str | None:

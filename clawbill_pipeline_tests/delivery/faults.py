@@ -41,6 +41,8 @@ class Faulty:
     #: Whether idempotency keys are dropped, so that Stripe knows a repetition by the event's identifier alone.
     forgetful: bool = False
     calls: list[dict[str, str]] = field(default_factory=list)
+    #: Path and parameters of every other POST.
+    posts: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     #: How many calls were under way at once, at most, for one customer and meter; and for all.
     most_a_lane: int = 0
     most: int = 0
@@ -61,8 +63,10 @@ class Faulty:
         body = await request.read()
         fault = None
         lane = None
-        if request.path.endswith(("/meter_events", "/usage_records", "/meter_event_stream")):
-            params = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+        params = {key: values[0] for key, values in parse_qs(body.decode()).items()}
+        if not request.path.endswith(("/meter_events", "/usage_records", "/meter_event_stream")):
+            self.posts += [(request.path, params)] if request.method == "POST" else []
+        else:
             self.calls.append(params)
             fault = self.plan(params)
             # A call of the stream carries many lanes; which are in it is not looked into.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from clawbill_pipeline.catalog import parse
-from clawbill_pipeline.delivery.provisioning import ProvisioningError, anchor, follows, provision
+from clawbill_pipeline.catalog import parse, with_customers
+from clawbill_pipeline.delivery.pricing import quantity_terms
+from clawbill_pipeline.delivery.provisioning import ProvisioningError, anchor, follows, provision, same_terms
 from clawbill_pipeline.ledger.tables import stripe_customers, stripe_items
 from clawbill_pipeline.settings import SettingsError
 from clawbill_pipeline.stripe_api import StripeApi
+from clawbill_pipeline_tests.delivery.faults import faulty
 from clawbill_pipeline_tests.delivery.world import CATALOG, T0, World
 
 
@@ -272,3 +276,197 @@ def test_a_legacy_item_that_charges_something_else_is_refused(world: World) -> N
     (failed,) = world.provision().failed
     assert (failed.name, "without a meter" in failed.detail) == ("acme/tokens", True)
     assert ("acme", "tokens") not in _mapped(world)[1]
+
+
+SHARED = CATALOG.replace("name: Acme", "stripe_customer: {0}, name: Acme").replace(
+    "globex: {rate_card: standard", "globex: {rate_card: standard, stripe_customer: {0}"
+)
+
+
+def _share(world: World) -> str:
+    customer = world.account.customer()
+    world.catalog = parse(SHARED.replace("{0}", customer))
+    return customer
+
+
+def test_tenants_that_share_a_customer_are_on_one_subscription(world: World) -> None:
+    customer = _share(world)
+    assert not world.provision(dry_run=True).failed
+    assert not world.provision().failed
+    customers, items = _mapped(world)
+    assert {row.customer_id for row in customers.values()} == {customer}
+    assert (customers["acme"].payer_id, customers["globex"].payer_id) == (None, "acme")
+    assert customers["acme"].subscription_id == customers["globex"].subscription_id
+    for service in ("tokens", "requests"):
+        assert items["acme", service].subscription_item_id == items["globex", service].subscription_item_id
+    assert len(world.account.v1.subscriptions.list({"customer": customer}).data) == 1
+    assert world.account.v1.customers.retrieve(customer).metadata["tenant_id"] == "acme"
+    again = world.provision()
+    assert not again.made
+    assert not again.failed
+
+
+def test_who_pays_goes_on_paying(world: World) -> None:
+    """Whoever comes first in the catalogue later: invoices, standing and records are with the one that paid first."""
+    customer = world.account.customer()
+    alone = CATALOG.replace("  acme: {rate_card: standard, name: Acme}\n", "")
+    world.catalog = parse(alone.replace("email: billing@globex.example", f"stripe_customer: {customer}"))
+    world.provision()
+    world.catalog = parse(SHARED.replace("{0}", customer))
+    assert not world.provision().failed
+    customers, _ = _mapped(world)
+    assert (customers["globex"].payer_id, customers["acme"].payer_id) == (None, "globex")
+
+
+def test_a_customer_is_shared_only_where_both_name_it(world: World) -> None:
+    world.provision()
+    taken = _mapped(world)[0]["acme"].customer_id
+    world.catalog = parse(CATALOG + f"  initech: {{rate_card: standard, stripe_customer: {taken}}}\n")
+    (failed,) = world.provision().failed
+    assert (failed.tenant_id, "name it for both tenants" in failed.detail) == ("initech", True)
+    assert "initech" not in _mapped(world)[0]
+
+
+def _bought_elsewhere(world: World, cadence: dict[str, Any] | None = None, **price: Any) -> tuple[str, str]:
+    """A customer with a subscription to our meter at somebody's own price; the ids of customer and item."""
+    v1, customer = world.account.v1, world.account.customer()
+    meter = world.account.meter("clawbill_tokens", event_time_window="hour").id
+    given = {
+        "product": v1.products.create({"name": "By hand"}).id,
+        "currency": "usd",
+        "recurring": {"interval": "month", "usage_type": "metered", "meter": meter, **(cadence or {})},
+        "unit_amount_decimal": "0.0001",
+        **price,
+    }
+    ends = int(world.catalog.tenant("acme").period_at(world.now()).end.timestamp())
+    subscription = v1.subscriptions.create(
+        {
+            "customer": customer,
+            "items": [{"price": v1.prices.create(given).id}],
+            "billing_cycle_anchor": ends,
+            "proration_behavior": "none",
+        }
+    ).to_dict()
+    return customer, subscription["items"]["data"][0]["id"]
+
+
+def test_existing_items_go_on_being_used(world: World, tmp_path: Path) -> None:
+    customer, item = _bought_elsewhere(world)
+    file = tmp_path / "customers.csv"
+    file.write_text(f"tenant_id,customer_id,service,subscription_item_id\nacme,{customer},tokens,{item}\n")
+    plain = world.catalog
+    world.catalog = with_customers(plain, file)
+    result = world.provision()
+    assert not result.failed
+    assert not result.adrift
+    customers, items = _mapped(world)
+    assert customers["acme"].customer_id == customer
+    assert items["acme", "tokens"].subscription_item_id == item
+    assert items["acme", "requests"].backend == "hour_meter"  # its item was added to the same subscription
+    assert len(world.account.v1.subscriptions.list({"customer": customer}).data) == 1
+    world.catalog = plain  # the ledger remembers
+    again = world.provision()
+    assert not again.made
+    assert not again.failed
+
+
+@pytest.mark.parametrize(
+    ("cadence", "price", "said"),
+    [
+        ({}, {"unit_amount_decimal": "0.0002"}, "bills by price"),
+        ({"interval": "week"}, {}, "bills by price"),
+        ({}, {"transform_quantity": {"divide_by": 10, "round": "up"}}, "bills by price"),
+    ],
+)
+def test_an_existing_item_that_charges_something_else_is_refused(
+    world: World, cadence: dict[str, Any], price: dict[str, Any], said: str
+) -> None:
+    if cadence:
+        world.catalog = parse(CATALOG.replace("name: Acme", "interval: week"))
+    customer, item = _bought_elsewhere(world, cadence, **price)
+    named = f"stripe_customer: {customer}, stripe_items: {{tokens: {item}}}"
+    world.catalog = parse(CATALOG.replace("name: Acme", named))
+    assert said in " ".join(action.detail for action in world.provision().failed)
+    assert ("acme", "tokens") not in _mapped(world)[1]
+
+
+def test_items_that_are_not_there_are_told(world: World) -> None:
+    customer = world.account.customer()
+    named = f"stripe_customer: {customer}, stripe_items: {{tokens: si_nothing}}"
+    world.catalog = parse(CATALOG.replace("name: Acme", named))
+    (failed,) = world.provision().failed
+    assert (failed.tenant_id, "si_nothing" in failed.detail) == ("acme", True)
+    assert set(_mapped(world)[0]) == {"globex"}
+
+
+@pytest.mark.parametrize(
+    ("tenant", "recurring", "words"),
+    [
+        ("interval: day", ("day", 1), "daily, next period from 2026-03-03T00:00Z"),
+        ("interval: week", ("week", 1), "weekly, next period from 2026-03-09T00:00Z"),
+        ("interval_count: 3", ("month", 3), "every 3 months, next period from 2026-04-01T00:00Z"),
+        ("interval_count: 3, anchor_day: 31", ("month", 3), "every 3 months, next period from 2026-04-30T00:00Z"),
+        ("interval: year, anchor_date: 2024-02-29", ("year", 1), "yearly, next period from 2027-02-28T00:00Z"),
+    ],
+)
+def test_periods_of_any_length_start_at_stripe_when_the_tenants_do(
+    world: World, tenant: str, recurring: tuple[str, int], words: str
+) -> None:
+    world.catalog = parse(CATALOG.replace("name: Acme", tenant))
+    assert any(words in action.detail for action in world.provision(dry_run=True).actions if action.tenant_id == "acme")
+    result = world.provision()
+    assert not result.failed
+    assert not result.adrift
+    _, items = _mapped(world)
+    price = world.account.v1.prices.retrieve(items["acme", "tokens"].price_id)
+    assert (price.recurring.interval, price.recurring.interval_count) == recurring
+    globex = world.account.v1.prices.retrieve(items["globex", "tokens"].price_id)
+    assert (globex.recurring.interval, globex.recurring.interval_count) == ("month", 1)
+    of_stripe = world.account.v1.subscription_items.retrieve(items["acme", "tokens"].subscription_item_id)
+    period = world.catalog.tenant("acme").period_at(world.now())
+    assert of_stripe.current_period_end == int(period.end.timestamp())
+    assert not world.provision().made
+
+
+def test_every_kind_of_price_is_made_and_recognised(world: World) -> None:
+    """Per unit, graduated, volume, and packages; and a price that is there is told apart from one that differs."""
+    tiers = "tiers: [{up_to: 10, unit_amount: 2, flat_amount: 1}, {up_to: inf, unit_amount: 1}]"
+    kinds = {
+        "per_unit": "{model: per_unit, unit_amount: 2}",
+        "graduated": f"{{model: graduated, {tiers}}}",
+        "volume": f"{{model: volume, {tiers}}}",
+        "package": "{model: package, package_size: 100, package_amount: 3}",
+    }
+    services = "".join(f"  {name}: {{unit: call, bill_by: quantity}}\n" for name in kinds)
+    prices = "".join(f"          {name}: {price}\n" for name, price in kinds.items())
+    text = CATALOG.replace("rate_cards:", f"{services}rate_cards:").replace(
+        "        prices:\n", f"        prices:\n{prices}"
+    )
+    world.catalog = parse(text)
+    assert not world.provision().failed
+    _, items = _mapped(world)
+    v1 = world.account.v1
+    made = {name: v1.prices.retrieve(items["acme", name].price_id, {"expand": ["tiers"]}).to_dict() for name in kinds}
+    for name, price in made.items():
+        priced = world.catalog.price_for("acme", name, world.now())
+        for other in kinds:
+            terms = quantity_terms(world.catalog.price_for("acme", other, world.now()).price, priced.currency, 0)
+            assert same_terms(price, terms) == (name == other)
+    assert made["package"]["transform_quantity"] == {"divide_by": 100, "round": "up"}
+    assert (made["graduated"]["tiers_mode"], made["volume"]["tiers_mode"]) == ("graduated", "volume")
+
+
+def test_what_stripe_would_prorate_is_said_not_to_be(world: World) -> None:
+    """Creating a subscription whose first period is cut, and adding an item to a running one."""
+    with faulty(world.sandbox.url) as proxy:
+        world.base = proxy.url
+        world.provision()
+        world.catalog = parse(
+            CATALOG.replace("rate_cards:", "  extra: {unit: call}\nrate_cards:").replace(
+                "        prices:\n", "        prices:\n          extra: {model: per_unit, unit_amount: 1}\n"
+            )
+        )
+        world.provision()
+        subscribed = [params for path, params in proxy.posts if path.startswith("/v1/subscriptions")]
+    assert len(subscribed) == 4
+    assert {form["proration_behavior"] for form in subscribed} == {"none"}
