@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from clawbill_pipeline.catalog.periods import HOUR
@@ -19,15 +21,17 @@ from clawbill_pipeline.money import EXACT, SCALE, rounded, total
 #: A billing period's boundary that cuts an hour: (tenant, hour, boundary), all UTC.
 Cut = tuple[str, datetime, datetime]
 
-#: How the events of a window become its quantity; ``time_weighted`` is computed in ``_weighted``.
+#: How the events of a window become its quantity; ``sum`` is in ``_SUMS``, ``time_weighted`` in ``_weighted``.
 _AGGREGATE = {
-    "sum": "sum(quantity)",
     "count": "count(*)",
     "max": "max(quantity)",
     "unique_count": "count(DISTINCT unique_value)",
     # By the events' own time, and by their identity where that is equal: never by the order of arrival.
     "latest": "arg_max(quantity, {time: event_time, source: source, id: event_id})",
 }
+#: So many hashes of ids are held at a time, of eight bytes each.
+HASHES_AT_ONCE = 32_000_000
+_ROWS = 1_000_000
 TAKEN_SCHEMA = pa.schema(
     [
         ("hour", pa.timestamp("us", tz="UTC")),
@@ -79,15 +83,14 @@ class Count:
 # columns are never read. Plain arithmetic, since DuckDB's calendar functions cost more than the counting itself.
 _LANDED = (
     "SET preserve_insertion_order = false",
-    """CREATE TEMP MACRO id_hash(tenant_id, source, event_id, hour) AS
-       hash(tenant_id, source, event_id, epoch_us(hour) // 3600000000)""",
+    "CREATE TEMP MACRO id_hash(tenant_id, source, event_id) AS hash(tenant_id, source, event_id)",
     """CREATE TEMP VIEW landed AS
        SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity,
               event_time, unique_value, file_row_number,
               make_timestamptz(epoch_us(event_time) // 3600000000 * 3600000000) AS hour,
               {service: service, dimensions: dimensions, quantity: quantity, event_time: event_time,
                unique_value: unique_value} AS said,
-              id_hash(tenant_id, source, event_id, event_time) AS h
+              id_hash(tenant_id, source, event_id) AS h
        FROM events""",
 )
 _EVENTS = """
@@ -106,10 +109,11 @@ FROM (SELECT NULL::VARCHAR AS unique_value WHERE false
 """
 # Ids that are there more than once, and ids that belong to another hour. A hash finds them in a fraction of the time
 # and memory that the ids themselves would take; it only prefilters: what it finds is compared by id.
+_HASHES = "SELECT h FROM landed"
+_HASHES_IN_PART = "SELECT h FROM landed WHERE h % $parts = $part"
 _WATCHED = """
 CREATE TEMP TABLE watched AS
-SELECT h FROM landed GROUP BY h HAVING count(*) > 1
-UNION SELECT id_hash(tenant_id, source, event_id, hour) FROM taken
+SELECT h FROM repeated UNION SELECT id_hash(tenant_id, source, event_id) FROM taken
 """
 _SUSPECTS = "CREATE TEMP TABLE suspects AS SELECT * FROM landed WHERE h IN (SELECT h FROM watched)"
 # The first event of an id stands: earliest landing, then earliest line, then earliest within a line that bears many.
@@ -131,20 +135,43 @@ ORDER BY s.landing_id, s.line, s.file_row_number
 """
 _REPEATS = """
 SELECT hour, count(*) - (SELECT count(*) FROM first f WHERE f.hour = s.hour AND NOT taken) AS repeats
-FROM suspects s GROUP BY hour
+FROM suspects s GROUP BY hour HAVING repeats > 0
+"""
+_STANDING = """
+CREATE TEMP VIEW standing AS
+SELECT hour, tenant_id, source, event_id, e.service, e.dimensions, e.quantity, e.event_time, e.unique_value
+FROM first WHERE NOT taken
 """
 _COUNTED = """
 CREATE TEMP VIEW counted AS
 SELECT hour, tenant_id, source, event_id, service, dimensions, quantity, event_time, unique_value
 FROM landed WHERE h NOT IN (SELECT h FROM watched)
-UNION ALL
-SELECT hour, tenant_id, source, event_id, e.service, e.dimensions, e.quantity, e.event_time, e.unique_value
-FROM first WHERE NOT taken
+UNION ALL SELECT * FROM standing
 """
 _WINDOWS = """
-CREATE TEMP VIEW windows AS
+CREATE TEMP VIEW {name} AS
 SELECT e.*, c.boundary, CASE WHEN e.event_time >= c.boundary THEN c.boundary ELSE e.hour END AS window_start
-FROM counted e LEFT JOIN cuts c USING (tenant_id, hour)
+FROM {events} e LEFT JOIN cuts c USING (tenant_id, hour)
+"""
+# To look for what isn't there would cost as much as the rest.
+_WHOLE_HOURS = """
+CREATE TEMP VIEW {name} AS SELECT *, NULL::TIMESTAMPTZ AS boundary, hour AS window_start FROM {events}
+"""
+_OF_EVENTS = {"all_windows": "landed", "suspect_windows": "suspects", "first_windows": "standing", "windows": "counted"}
+# Sums of all events, without the suspects, with the first of each id: exact numbers may be taken away again, and so no
+# event needs its id looked at.
+_SUMS = """
+SELECT hour, tenant_id, service, dimensions, window_start,
+       CAST(sum(quantity) AS DECIMAL(38, 12)) AS quantity, CAST(sum(events) AS BIGINT) AS events
+FROM (SELECT hour, tenant_id, service, dimensions, window_start, sum(quantity) AS quantity, count(*) AS events
+      FROM all_windows {where} GROUP BY ALL
+      UNION ALL
+      SELECT hour, tenant_id, service, dimensions, window_start, -sum(quantity), -count(*)
+      FROM suspect_windows {where} GROUP BY ALL
+      UNION ALL
+      SELECT hour, tenant_id, service, dimensions, window_start, sum(quantity), count(*)
+      FROM first_windows {where} GROUP BY ALL)
+GROUP BY ALL HAVING sum(events) > 0 ORDER BY ALL
 """
 _QUANTITIES = """
 SELECT hour, tenant_id, service, dimensions, window_start,
@@ -195,7 +222,9 @@ def count(
         prepare(db, files, values="unique_count" in (aggregations or {}).values())
         db.register("cuts", pa.Table.from_pylist(rows, schema=_CUTS))
         db.register("taken", taken if taken is not None else TAKEN_SCHEMA.empty_table())
-        for statement in (_WATCHED, _SUSPECTS, _FIRST, _COUNTED, _WINDOWS):
+        db.register("repeated", pa.table({"h": _repeated(db)}))
+        windows = [(_WINDOWS if rows else _WHOLE_HOURS).format(name=n, events=e) for n, e in _OF_EVENTS.items()]
+        for statement in (_WATCHED, _SUSPECTS, _FIRST, _STANDING, _COUNTED, *windows):
             db.execute(statement)
         return Count(
             quantities=pa.concat_tables(_quantities(db, aggregations or {})),
@@ -203,6 +232,35 @@ def count(
             conflicts=arrow(db, _CONFLICTS),
             repeats={row["hour"]: row["repeats"] for row in arrow(db, _REPEATS).to_pylist()},
         )
+
+
+def _repeated(db: duckdb.DuckDBPyConnection) -> npt.NDArray[np.uint64]:
+    """The hashes that more than one event has: sorted, equal ones stand side by side.
+
+    So many hashes at a time that their memory is bounded, whatever an hour has of events.
+    """
+    (events,) = db.sql("SELECT count(*) FROM landed").fetchall()[0]
+    parts = -(-events // HASHES_AT_ONCE)
+    if parts <= 1:
+        return _twice(db.sql(_HASHES), events)
+    found = (
+        _twice(db.sql(_HASHES_IN_PART, params={"parts": parts, "part": part}), HASHES_AT_ONCE * 5 // 4)
+        for part in range(parts)
+    )
+    return np.concatenate(list(found))
+
+
+def _twice(hashes: duckdb.DuckDBPyRelation, room: int) -> npt.NDArray[np.uint64]:
+    held = np.empty(room, np.uint64)
+    count = 0
+    for batch in hashes.to_arrow_reader(_ROWS):
+        if count + len(batch) > len(held):
+            held = np.resize(held, count + len(batch) + room)
+        held[count : count + len(batch)] = batch["h"].to_numpy()
+        count += len(batch)
+    held = held[:count]
+    held.sort()
+    return np.unique(held[1:][held[1:] == held[:-1]])
 
 
 def _used(db: duckdb.DuckDBPyConnection, services: Sequence[str]) -> pa.Table:
@@ -224,7 +282,7 @@ def _quantities(db: duckdb.DuckDBPyConnection, aggregations: Mapping[str, str]) 
     others = [service for services in special.values() for service in services]
     where = "WHERE NOT list_contains($services, service)" if others else ""
     given = {"services": others} if others else {}
-    yield arrow(db, _QUANTITIES.format(aggregate=_AGGREGATE["sum"], where=where), **given).cast(_ROW)
+    yield arrow(db, _SUMS.format(where=where), **given).cast(_ROW)
     for aggregation, services in sorted(special.items()):
         where = "WHERE list_contains($services, service)"
         if aggregation == "time_weighted":

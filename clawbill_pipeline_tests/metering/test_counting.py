@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clawbill_pipeline.metering import counting
 from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, Count, Cut, count
 from clawbill_pipeline.money import total
 from clawbill_pipeline_tests.metering.world import HOUR, START, Event, Quantities, event, write_events
@@ -183,3 +184,20 @@ def test_quantities_are_exact_to_the_last_of_38_digits() -> None:
 def test_a_memory_limit_changes_nothing(limit: str | None) -> None:
     files = [[event(f"e{number}", number / 100, quantity="0.1") for number in range(5_000)]] * 2
     assert found(run(files, memory_limit=limit)) == {(START, "acme", "calls", "", START): Decimal(500)}
+
+
+def test_repeats_are_found_in_parts_where_an_hour_has_too_many_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [[event(f"e{number % 70}", number % 70 / 10) for number in range(part, 200, 2)] for part in (0, 1)]
+    whole = run(files)
+    monkeypatch.setattr(counting, "HASHES_AT_ONCE", 9)
+    monkeypatch.setattr(counting, "_ROWS", 4)
+    parts = run(files)
+    assert (found(parts), parts.repeats) == (found(whole), whole.repeats) == (expected(firsts(files)), {START: 130})
+
+
+def test_a_hash_that_different_ids_share_costs_nobody_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two hashes for all ids there are: nearly every event is suspected, none is lost.
+    crude = [text.replace("AS hash(tenant_id, source, event_id)", "AS hash(event_id) % 2") for text in counting._LANDED]
+    monkeypatch.setattr(counting, "_LANDED", tuple(crude))
+    files = [[event(f"e{number % 70}", number % 70 / 10, number % 70) for number in range(100)]]
+    assert found(run(files)) == {(START, "acme", "calls", "", START): sum(range(70))}
