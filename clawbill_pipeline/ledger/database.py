@@ -72,16 +72,27 @@ class Ledger:
             for table in PARTITIONED:
                 # One transaction each: no lock on one table is held while another is waited for.
                 with self.transaction() as connection:
-                    _ensure_partition(connection, table.name, year, month)
+                    ensure_partition(connection, table.name, year, month)
 
 
-def _ensure_partition(connection: Connection, table: str, year: int, month: int) -> None:
-    name = f"{table}_{year:04d}_{month:02d}"
+def partition_of(table: str, year: int, month: int) -> str:
+    """The name of a month's partition, without its schema."""
+    return f"{table}_{year:04d}_{month:02d}"
+
+
+def ensure_partition(connection: Connection, table: str, year: int, month: int, *, archived: bool = False) -> None:
+    """Makes the partition of a UTC month. Raises LedgerError for one that is archived, unless ``archived``."""
+    name = partition_of(table, year, month)
     if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
         return
     lock(connection, "partitions")
     if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
         return
+    if not archived and connection.scalar(_IS_ARCHIVED, {"table": table, "month": date(year, month, 1)}) == "archived":
+        raise LedgerError(
+            f"{year:04d}-{month:02d} is archived and takes no more rows: sums over it would lack those in the archive. "
+            f"`clawbill archive restore {year:04d}-{month:02d}` puts them back"
+        )
     first = datetime(year, month, 1, tzinfo=UTC)
     after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
     # Attaching waits for nobody who reads or writes the table; PARTITION OF would, and would make all wait behind it.
@@ -101,6 +112,9 @@ def _ensure_partition(connection: Connection, table: str, year: int, month: int)
 _IS_PARTITION = text("""
     SELECT EXISTS (SELECT FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
                    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relname = :name)
+""")
+_IS_ARCHIVED = text("""
+    SELECT action FROM archived_months WHERE table_name = :table AND month = :month ORDER BY id DESC LIMIT 1
 """)
 _NO_LEDGER = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 _START = "Start it (clawbill up), or set CLAWBILL_DATABASE_URL"

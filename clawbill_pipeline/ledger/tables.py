@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
@@ -504,6 +505,7 @@ reconciliations = Table(
     Column("open_breaks", BigInteger, nullable=False),
     _at("as_of"),
     Column("run_id", Text, nullable=False),
+    Column("costs", JSONB, comment="Unit costs of providers as the catalogue had them; null where it had none."),
     Index(None, "period", "id"),
 )
 
@@ -549,6 +551,25 @@ reports = Table(
     Column("reconciliation_id", BigInteger, ForeignKey(reconciliations.c.id), nullable=False),
     _at("made_at"),
     UniqueConstraint("period", "name", "sha256"),
+)
+
+# Months of the partitioned tables that have moved into the lake, and back.
+archived_months = Table(
+    "archived_months",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("table_name", Text, nullable=False),
+    Column("month", Date, nullable=False, comment="First day of the UTC month."),
+    Column("action", Text, nullable=False, comment="The newest one says where the month's rows are."),
+    Column("file", Text, nullable=False, comment="Relative to the lake."),
+    Column("rows", BigInteger, nullable=False),
+    Column("digest", Numeric, nullable=False, comment="Sum over the hashes of the rows."),
+    Column("sha256", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    _at("at"),
+    Column("by_whom", Text, nullable=False, comment="Who moved it."),
+    Index(None, "table_name", "month"),
+    _one_of("action", ("archived", "restored")),
 )
 
 # Who was told of what: a matter is told to a route once, and once more when it is over.
@@ -672,6 +693,7 @@ APPEND_ONLY = (
     landings, landed_hours, landings_mark, quarantine, usage_witnesses, metered_hours, metered_ahead, metered_usage,
     rated_usage, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
+    archived_months,
 )  # fmt: skip
 #: Rows stay; only the named columns may change.
 GUARDED = {usage_records: OUTBOX_MOVES, tenant_standing: STANDING_MOVES, ingest_tokens: TOKEN_MOVES}

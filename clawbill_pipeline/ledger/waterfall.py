@@ -19,6 +19,7 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import period_of_month, utc_hour
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, NO_FAULT
 from clawbill_pipeline.money import EXACT, MICRO, exponent, from_stripe, invoice_amount, plain
 
@@ -152,9 +153,11 @@ def scope_of(catalog: Catalog, period: str, tenant: str | None = None) -> Scope:
 def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str | None = None) -> list[Step]:
     """The steps of every tenant and service that has any in ``period`` (``YYYY-MM``), ordered by tenant and service.
 
-    Tenants that are metered but not in the catalogue are included, with ``currency`` None.
+    Tenants that are metered but not in the catalogue are included, with ``currency`` None. Raises ArchiveError where
+    rows of the period are in the lake alone.
     """
     scope = scope_of(catalog, period, tenant)
+    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
     steps: dict[tuple[str, str], Step] = {}
 
     def put(tenant_id: str, service: str, **values: Any) -> None:

@@ -15,6 +15,7 @@ from clawbill_pipeline.catalog.periods import period_of_month
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.causes import NO_FAULT
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.ledger.waterfall import (
@@ -74,7 +75,9 @@ def reconcile(ledger: Ledger, catalog: Catalog, lake: Lake, *, period: str, now:
         found = merged(every)
         changes = write_breaks(connection, period, found, now)
         steps = waterfall(connection, catalog, period)
-        reconciliation_id, appended = write_standing(connection, period, steps, found, now, run_id)
+        reconciliation_id, appended = write_standing(
+            connection, period, steps, found, catalog.unit_costs(), now, run_id
+        )
     faults = tuple(b for b in found if b.cause not in NO_FAULT)
     waiting = tuple(b for b in found if b.cause == "pending")
     explained = tuple(b for b in found if b.cause in NO_FAULT and b.cause != "pending")
@@ -110,6 +113,7 @@ def _compare(
 ) -> tuple[list[Break], int]:
     """Every break of the period, and how many lake files are damaged."""
     scope = scope_of(catalog, period)
+    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
     billed = billed_services(connection, scope)
     invoiced: dict[_Key, dict[str, Billed]] = {}
     for (tenant_id, service, currency), lines in billed.items():

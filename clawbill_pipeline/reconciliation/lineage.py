@@ -21,6 +21,7 @@ from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import looking_into
 from clawbill_pipeline.ledger.waterfall import unit_scale
 from clawbill_pipeline.money import EXACT, invoice_amount, plain, total
 from clawbill_pipeline.results import Check
@@ -119,13 +120,15 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
     """
     with ledger.transaction() as connection:
         line = _read_line(connection, catalog, invoice_line_id)
-        given = {
-            "tenant": line.tenant_id,
-            "service": line.service,
-            "starts": line.period.start,
-            "ends": line.period.end,
-            "first_hour": utc_hour(line.period.start),
-        }
+    first_hour = utc_hour(line.period.start)
+    given = {
+        "tenant": line.tenant_id,
+        "service": line.service,
+        "starts": line.period.start,
+        "ends": line.period.end,
+        "first_hour": first_hour,
+    }
+    with looking_into(ledger, lake, first_hour, line.period.end, line.tenant_id) as connection:
         booked = connection.execute(text(_WINDOWS), given).all()
         records = tuple(Record(**row._mapping) for row in connection.execute(text(_RECORDS), given))
         landed = connection.execute(text(_FILES), given).all()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, DateTime, Integer, Numeric, Table, Text, text
+from sqlalchemy import Boolean, Date, DateTime, Integer, Numeric, Table, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 
@@ -18,6 +18,7 @@ from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 HOUR = datetime(2026, 11, 22, 10, tzinfo=UTC)
 #: Where a value of the column's type alone would break a constraint.
 VALID: dict[str, dict[str, Any]] = {
+    "archived_months": {"action": "archived"},
     "landings": {"lines": 1, "event_lines": 1, "quarantined": 0},
     "metered_usage": {"reason": "first"},
     "rated_usage": {"reason": "first", "basis": "hourly"},
@@ -26,7 +27,7 @@ VALID: dict[str, dict[str, Any]] = {
     "usage_records": {"state": "planned"},
     "tenant_standing": {"standing": "current"},
 }
-GIVEN = {Text: "x", DateTime: HOUR, Boolean: False, Numeric: 1, Integer: 1, JSONB: "{}", ARRAY: "{}"}
+GIVEN = {Text: "x", DateTime: HOUR, Date: HOUR.date(), Boolean: False, Numeric: 1, Integer: 1, JSONB: "{}", ARRAY: "{}"}
 
 
 def row(table: Table) -> dict[str, Any]:
