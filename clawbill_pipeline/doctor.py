@@ -13,7 +13,7 @@ import stripe
 from pydantic import SecretStr
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, load
-from clawbill_pipeline.catalog.sources import Http, SqlTable
+from clawbill_pipeline.catalog.sources import ClawRouter, Http, LiteLlmTable, SqlTable
 from clawbill_pipeline.clock import clock_of
 from clawbill_pipeline.delivery.probing import probe
 from clawbill_pipeline.ledger import LedgerError, embedded, migration_state
@@ -87,8 +87,8 @@ def _catalog(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
     text = f"{settings.catalog_file}: {len(catalog.tenants)} tenants, {len(catalog.services)} services"
     findings = [Finding("catalogue", True, text)]
     for source in catalog.sources:
-        if isinstance(source, SqlTable | Http):
-            continue  # a database's answer is the source's own affair when it is landed
+        if isinstance(source, SqlTable | LiteLlmTable | ClawRouter | Http):
+            continue  # what a database or a gateway answers is the source's own affair when it is landed
         findings.append(_place(f"source {source.name}", catalog.folder, source.path, getattr(source, "endpoint", None)))
     if is_address(settings.lake_root):
         findings.append(_place("lake", Path(), str(settings.lake_root)))

@@ -69,6 +69,9 @@ class JsonLines(_Files):
 
     kind: Literal["json_lines"]
     pattern: Patterns = Field("**/*.jsonl", description="Glob below path; it finds x.jsonl.gz and x.jsonl.zst as well.")
+    unknown_fields: Literal["ignore", "quarantine"] = Field(
+        "ignore", description="What becomes of a record with a member that is no part of usage and no dimension."
+    )
 
 
 class CloudEvents(_Files):
@@ -155,14 +158,7 @@ class Files(_Files):
     mapping: Mapping
 
 
-class LiteLlm(_Files):
-    """Spend logs of LiteLLM, exported as JSON lines, JSON arrays or CSV: tokens.input and tokens.output.
-
-    Their dimensions are provider (``custom_llm_provider``) and model. Prompt tokens count those read from a cache.
-    """
-
-    kind: Literal["litellm"]
-    pattern: Patterns = Field("**/*.json*", description="Glob below path.")
+class _LiteLlm(_Closed):
     tenant: str = Field("team_id", description="The field that is the tenant: team_id, organization_id, end_user, ….")
     event_id: str = Field("request_id", description="The field that is unique; id in callbacks' own payloads.")
 
@@ -180,6 +176,16 @@ class LiteLlm(_Files):
                 ],
             }
         )
+
+
+class LiteLlm(_LiteLlm, _Files):
+    """Spend logs of LiteLLM, exported as JSON lines, JSON arrays or CSV: tokens.input and tokens.output.
+
+    Their dimensions are provider (``custom_llm_provider``) and model. Prompt tokens count those read from a cache.
+    """
+
+    kind: Literal["litellm"]
+    pattern: Patterns = Field("**/*.json*", description="Glob below path.")
 
 
 class _Rule(_Closed):
@@ -249,6 +255,31 @@ class SqlTable(_Closed):
         return self
 
 
+class LiteLlmTable(_LiteLlm):
+    """The spend logs where LiteLLM's proxy keeps them, in its own database: as ``litellm``, read as ``sql_table``."""
+
+    kind: Literal["litellm_table"]
+    name: Name
+    url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="The variable that holds the database's URL.")
+    table: str = Field("LiteLLM_SpendLogs", description="Name, with its schema where it has one.")
+    overlap: int = Field(
+        3600, ge=0, description="Seconds before the last row from which reading begins: rows come when requests end."
+    )
+
+    @property
+    def rows(self) -> SqlTable:
+        """The table as any other."""
+        return SqlTable(
+            kind="sql_table",
+            name=self.name,
+            url_env=self.url_env,
+            table=self.table,
+            order_by="startTime",
+            overlap=self.overlap,
+            mapping=self.mapping,
+        )
+
+
 class Http(_Closed):
     """What senders post to ``/usage`` of the web app: CloudEvents as in ``cloudevents``; see docs/ingest.md.
 
@@ -298,6 +329,44 @@ class OpenClawFleet(_Source):
         return self
 
 
+class ClawRouter(_Closed):
+    """Usage that an OpenClaw ClawRouter keeps for 30 days (``clawrouter.usage.v1``), asked for over HTTP.
+
+    Dimensions are provider, model, capability and agent. The gateway offers its newest events only (100 in 2026):
+    land more often than so many come, since what it does not offer any more is told, and can't be had.
+    """
+
+    kind: Literal["clawrouter"]
+    name: Name
+    url: str = Field(
+        pattern=r"^https?://[^\s@?#]+$", description="The gateway's address, such as https://router.example.com."
+    )
+    token_env: str = Field(
+        "CLAWROUTER_ADMIN_TOKEN", pattern=r"^[A-Z][A-Z0-9_]*$", description="The variable that holds the admin token."
+    )
+    headers_env: dict[str, str] = Field(
+        default_factory=dict,
+        description="More headers by the variables that hold them, such as CF-Access-Client-Id and "
+        "CF-Access-Client-Secret of Cloudflare Access.",
+    )
+    tenant: str = Field("tenant_id", description="The field that is the tenant: tenant_id, policy_id, project_id, ….")
+    page_by: str | None = Field(
+        "before",
+        description="The query parameter that asks for events older than an id; one that is not known does no harm. "
+        "null: never ask for more than the first page.",
+    )
+    overlap: int = Field(
+        600,
+        ge=0,
+        description="Seconds before the last event that are read again: events may come late, and those that were read "
+        "before are duplicates.",
+    )
+    services: tuple[OpenClawService, ...] = Field(
+        OPENCLAW_SERVICES, min_length=1, description="What is metered; the rest of an event is left out."
+    )
+
+
 Source = Annotated[
-    JsonLines | CloudEvents | Files | LiteLlm | AccessLog | SqlTable | Http | OpenClawFleet, Field(discriminator="kind")
+    JsonLines | CloudEvents | Files | LiteLlm | AccessLog | SqlTable | LiteLlmTable | ClawRouter | Http | OpenClawFleet,
+    Field(discriminator="kind"),
 ]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from clawbill_pipeline.catalog.sources import (
     AccessLog,
+    ClawRouter,
     CloudEvents,
     Files,
     Http,
     JsonLines,
     LiteLlm,
+    LiteLlmTable,
     OpenClawFleet,
     Source,
     SqlTable,
@@ -20,6 +22,7 @@ from clawbill_pipeline.catalog.sources import (
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.object_store import ObjectFolder, is_address
 from clawbill_pipeline.usage.access_log import AccessLogLines
+from clawbill_pipeline.usage.clawrouter import RouterUsage
 from clawbill_pipeline.usage.ingested import PostedRequests
 from clawbill_pipeline.usage.inputs import Format, Input
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
@@ -46,6 +49,10 @@ def inputs(source: Source, folder: Path, ledger: Ledger | None = None) -> Iterat
             yield PostedRequests(source, ledger)
     elif isinstance(source, SqlTable):
         yield TableRows(source, os.environ)
+    elif isinstance(source, LiteLlmTable):
+        yield TableRows(source.rows, os.environ)
+    elif isinstance(source, ClawRouter):
+        yield RouterUsage(source, os.environ)
     elif isinstance(source, OpenClawFleet):
         yield from fleet_inputs(source, _folder(folder / source.path))
     else:
@@ -74,7 +81,8 @@ def _file(source: FileSource, stored: Stored) -> Input:
         return log
     if isinstance(source, Files | LiteLlm):
         return _mapped_file(source, stored, again)
-    format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords()
+    closed = isinstance(source, JsonLines) and source.unknown_fields == "quarantine"
+    format: Format = CloudEventRecords() if isinstance(source, CloudEvents) else JsonRecords(closed=closed)
     return Text(stored, format, read_again=again)
 
 
