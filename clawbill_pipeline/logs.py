@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from clawbill_pipeline.masking import without_secrets
 from clawbill_pipeline.settings import Settings
 
 #: A shorter one is no secret, and would be found in the middle of words.
-_SHORTEST = 4
+_SHORTEST, _SHORTEST_PART = 4, 8
 #: Of this process: a run has one of its own, and its threads speak of the same.
 _about: dict[str, Any] = {}
 
@@ -88,7 +89,7 @@ def log_as_json(settings: Settings, *loggers: str, stream: TextIO | None = None)
 
 
 def secrets_of(settings: Settings) -> set[str]:
-    """All secrets in the settings, the password in the database's URL, and the addresses that alerts go to."""
+    """All secrets in the settings, the password in the database's URL, and the parts of addresses that alerts go to."""
     values = [getattr(settings, name) for name in type(settings).model_fields]
     found = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
     secrets = {each.get_secret_value() for each in found if isinstance(each, SecretStr)}
@@ -96,5 +97,11 @@ def secrets_of(settings: Settings) -> set[str]:
         with suppress(ArgumentError):
             secrets.add(str(make_url(settings.database_url.get_secret_value()).password or ""))
     if settings.alerts is not None:
-        secrets |= {route.rpartition("=")[2].strip() for route in settings.alerts.get_secret_value().split(";")}
+        # Which part of an address is the secret one is known to the receiver alone.
+        secrets |= {
+            part
+            for address in re.findall(r"\w+://\S+", settings.alerts.get_secret_value())
+            for part in re.split(r"[/?&=@:;]+", address)[1:]
+            if len(part) >= _SHORTEST_PART
+        }
     return {secret for secret in secrets if len(secret) >= _SHORTEST}

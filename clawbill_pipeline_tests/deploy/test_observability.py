@@ -1,0 +1,148 @@
+"""deploy/observability against the real /metrics: rules and panels ask for what is there, and all is documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import promql_parser
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.web.app import create_app
+from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
+from clawbill_pipeline_tests.web.serving import served
+from clawbill_pipeline_tests.web.test_metrics import add, settings_of
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "observability"
+RULES = [
+    rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
+]  # fmt: skip
+DASHBOARD = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = {
+    **{rule["alert"]: rule["expr"] for rule in RULES},
+    **{f"{p['title']} {t['refId']}": t["expr"] for p in PANELS for t in p["targets"]},
+}
+
+
+def selectors(part: Any) -> Iterator[promql_parser.VectorSelector]:
+    """Every selection of series in an expression."""
+    match part:
+        case promql_parser.VectorSelector():
+            yield part
+        case promql_parser.MatrixSelector():
+            yield part.vector_selector
+        case promql_parser.BinaryExpr():
+            yield from selectors(part.lhs)
+            yield from selectors(part.rhs)
+        case promql_parser.Call():
+            for argument in part.args:
+                yield from selectors(argument)
+        case promql_parser.AggregateExpr() | promql_parser.ParenExpr() | promql_parser.UnaryExpr():
+            yield from selectors(part.expr)
+        case promql_parser.NumberLiteral():
+            return
+        case _:
+            raise TypeError(f"{type(part).__name__} is nothing that this test knows")
+
+
+@pytest.fixture(scope="module")
+def exposition(
+    postgres_server: AnyServer, ledger_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, set[str]]:
+    """Every sample's name on the real /metrics, with its labels. The ledger has a row for what is else not there."""
+    with fresh_database(postgres_server, template=ledger_template) as name:
+        url = postgres_server.url(name)
+        ledger = Ledger(url)
+        add(ledger, "metered_hours")
+        add(ledger, "reconciliations", waterfall="[]")
+        add(ledger, "breaks", currency="USD")
+        ledger.dispose()
+        app = create_app(settings_of(url, tmp_path_factory.mktemp("web")), Ledger(url), live=False)
+        with served(app) as address:
+            httpx.post(f"{address}/usage", trust_env=False)
+            text = httpx.get(f"{address}/metrics", trust_env=False).text
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.samples, f"{family.name} has no sample here, so nothing can be said of its labels"
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_an_expression_asks_for_metrics_and_labels_that_exist(name: str, exposition: dict[str, set[str]]) -> None:
+    found = list(selectors(promql_parser.parse(EXPRESSIONS[name])))
+    assert found
+    for selector in found:
+        assert selector.name in exposition, f"{selector.name} is not on /metrics"
+        assert {matcher.name for matcher in selector.matchers.matchers} <= exposition[selector.name]
+    by = re.findall(r"\bby \(([^)]*)\)", EXPRESSIONS[name])
+    labels = set().union(*(exposition[selector.name] for selector in found))
+    assert {label.strip() for part in by for label in part.split(",")} <= labels
+
+
+def test_the_test_sees_what_is_wrong(exposition: dict[str, set[str]]) -> None:
+    (wrong,) = selectors(promql_parser.parse('sum(rate(clawbill_no_such_total{state="x"}[5m])) > 0'))
+    assert wrong.name not in exposition
+    assert {matcher.name for matcher in wrong.matchers.matchers} == {"state"}
+
+
+def test_every_metric_is_documented_and_watched(exposition: dict[str, set[str]]) -> None:
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(clawbill_\w+)` \|([^|]*)\|", page, re.MULTILINE))
+    families: dict[str, set[str]] = {}
+    for name, labels in exposition.items():
+        families.setdefault(re.sub(r"_(bucket|count|sum)$", "", name), set()).update(labels - {"le"})
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows.items()} == families
+    asked = {selector.name for expr in EXPRESSIONS.values() for selector in selectors(promql_parser.parse(expr))}
+    assert set(families) == {str(name).removesuffix("_bucket") for name in asked}, "nobody looks at one, or it is not"
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    assert len({rule["alert"] for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
+        assert rule["annotations"].keys() == {"summary", "action"}, rule["alert"]
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(Clawbill\w+)`", page)) == {rule["alert"] for rule in RULES}
+
+
+def test_the_dashboard_can_be_imported_anywhere() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    assert all(panel["title"] and panel["description"] for panel in PANELS)
+    sources = {target["datasource"]["uid"] for panel in PANELS for target in panel["targets"]}
+    assert sources == {"${datasource}"}
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource"]
+    squares: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        covered = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not covered & squares, f"{panel['title']} lies on another panel"
+        squares |= covered
+
+
+def test_prometheus_itself_takes_the_files(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt install prometheus)")
+    shutil.copytree(FOLDER, tmp_path / "prometheus")
+    (tmp_path / "prometheus" / "clawbill-metrics-token").touch()
+    command = [promtool, "check", "config", "prometheus.yaml"]
+    done = subprocess.run(
+        command, cwd=tmp_path / "prometheus", env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
