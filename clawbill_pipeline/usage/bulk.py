@@ -72,7 +72,7 @@ class _Piece(NamedTuple):
 class Bulk:
     """Reads blocks for one catalogue at one moment. Safe across threads."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, *, closed: bool = False) -> None:
         self._services = judge.services
         self._start = pa.scalar(judge.start, pa.timestamp("us", tz="UTC"))
         self._latest = pa.scalar(judge.latest, pa.timestamp("us", tz="UTC"))
@@ -83,7 +83,9 @@ class Bulk:
         fields = {**words, "quantity": _QUANTITY, "timestamp": _TIME}
         self._words = frozenset(fields)
         self._catalogue = pa.array([name for name in judge.tenants if TENANT.fullmatch(name)], pa.string())
-        self._parse = pj.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
+        self._parse = pj.ParseOptions(
+            explicit_schema=pa.schema(fields), unexpected_field_behavior="error" if closed else "ignore"
+        )
 
     def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
         """The same of Parquet rows, where the mapping only names fields and each is of a fitting type."""

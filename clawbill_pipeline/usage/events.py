@@ -44,6 +44,8 @@ class Claims:
     dimensions: Mapping[str, Any] = field(default_factory=dict)
     fields: tuple[str, str, str, str, str] = ("event_id", "tenant_id", "service", "quantity", "timestamp")
     cost: Any = None
+    #: All names in the record, where none may be unknown.
+    members: tuple[str, ...] = ()
 
 
 class Event(NamedTuple):
@@ -75,6 +77,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = ((10**11, 6), (10**14, 3), (10**17, 0))
 
 
+#: The members of a usage record, beside dimensions.
+_RECORD = ("event_id", "tenant_id", "service", "quantity", "timestamp", "dimensions", "specversion")
+
+
 class Judge:
     """Turns claims into events by the rules of one catalogue at one moment."""
 
@@ -83,6 +89,9 @@ class Judge:
         self.tenants = tuple(catalog.tenants)
         self.start = catalog.start
         self.latest = now + AHEAD
+        priced = {name for service in catalog.services.values() for name in service.dimensions}
+        counted = {service.unique_by for service in catalog.services.values() if service.unique_by}
+        self._members = {*_RECORD, *priced, *counted}
 
     def event(self, claims: Claims) -> Event:
         """The event that ``claims`` describe. Raises Fault."""
@@ -104,6 +113,14 @@ class Judge:
                     service_field,
                     f"{service!r} is no service of the catalogue (there is {', '.join(self.services)}); "
                     "add it there, then replay this line",
+                )
+            unknown = next((name for name in claims.members if name not in self._members), None)
+            if unknown is not None:
+                raise Fault(
+                    "unknown_field",
+                    unknown[:80],
+                    f"{unknown[:80]!r} is no part of a usage event and no dimension of the catalogue; mend its "
+                    "spelling, leave it out, or set unknown_fields: ignore",
                 )
             return Event(
                 _text(claims.event_id, id_field, LONGEST_ID),

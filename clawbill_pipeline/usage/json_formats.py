@@ -64,8 +64,11 @@ def _object(record: Any) -> dict[str, Any]:
 class JsonRecords:
     """``{event_id, tenant_id, service, quantity, timestamp, …dimensions}``; dimensions may be in an object as well.
 
-    A record with a ``specversion`` is a CloudEvent and read as one.
+    A record with a ``specversion`` is a CloudEvent and read as one. ``closed``: a record with any other member is none.
     """
+
+    def __init__(self, *, closed: bool = False) -> None:
+        self.closed = closed
 
     def records(self, line: Line) -> list[Any]:
         return parse(line.raw)
@@ -75,6 +78,7 @@ class JsonRecords:
         if record.get("specversion") is not None:
             return _cloud_event(record)
         nested = record.get("dimensions")
+        told = {**nested, **record} if isinstance(nested, dict) else record
         return (
             Claims(
                 record.get("event_id"),
@@ -82,7 +86,8 @@ class JsonRecords:
                 record.get("service"),
                 record.get("quantity"),
                 record.get("timestamp"),
-                dimensions={**nested, **record} if isinstance(nested, dict) else record,
+                dimensions=told,
+                members=tuple(told) if self.closed else (),
             ),
         )
 

@@ -48,7 +48,8 @@ class Reader:
         self._uri = input.uri
         self._format = input.format
         self._judge = judge
-        self._bulk: Bulk | None = Bulk(judge)
+        closed = isinstance(self._format, JsonRecords) and self._format.closed
+        self._bulk: Bulk | None = Bulk(judge, closed=closed)
 
     def read(self, block: Block) -> _Part:
         batches: list[pa.RecordBatch] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, MetaData, Table, create_engine, func, make_url, select
+from sqlalchemy import DateTime, Engine, MetaData, Select, Table, create_engine, func, make_url, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clawbill_pipeline.catalog.sources import SqlTable
@@ -17,10 +18,14 @@ _ROWS = 20_000
 
 
 class TableBlock(NamedTuple):
-    """Rows as JSON, with where they end. A line's number is the row's place in what was read this time."""
+    """Rows as JSON, with where they end.
+
+    A line's number is the row's value of the ordering column, of a time its microseconds since 1970; its offset tells
+    rows of one value apart. So a row has the same place whenever it is read.
+    """
 
     texts: list[bytes]
-    first: int
+    places: list[tuple[int, int]]
     position: str
     whole: bool = True
 
@@ -33,8 +38,8 @@ class TableBlock(NamedTuple):
         return sum(map(len, self.texts))
 
     def lines(self) -> Iterator[Line]:
-        for number, text in enumerate(self.texts, self.first + 1):
-            yield Line(number, 0, text)
+        for (number, offset), text in zip(self.places, self.texts, strict=True):
+            yield Line(number, offset, text)
 
 
 class TableRows:
@@ -53,9 +58,25 @@ class TableRows:
         return None
 
     def line_at(self, number: int, offset: int) -> Line:
-        raise InputFault("gone", "a row is read again with the table once it was mended there, within the overlap")
+        with self._table() as (engine, table):
+            order = table.c[self._source.order_by]
+            value: Any = number
+            if isinstance(order.type, DateTime):
+                at = _EPOCH + timedelta(microseconds=number)
+                value = at if order.type.timezone else at.replace(tzinfo=None)
+            query = self._ordered(table).where(order == value).offset(offset).limit(1)
+            with engine.connect() as connection:
+                row = connection.execute(query).mappings().first()
+        if row is None:
+            raise InputFault("gone", f"table {self.uri} has no such row any more")
+        return Line(number, offset, row_text(dict(row)))
 
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[TableBlock]:
+        with self._table() as (engine, table):
+            yield from self._rows(engine, table, landed[-1].position if landed else None)
+
+    @contextmanager
+    def _table(self) -> Iterator[tuple[Engine, Table]]:
         engine = self._engine()
         try:
             schema, _, name = self._source.table.rpartition(".")
@@ -64,7 +85,7 @@ class TableRows:
                 raise InputFault(
                     "unreadable", f"table {self.uri} has no column {self._source.order_by!r}; see order_by"
                 )
-            yield from self._rows(engine, table, landed[-1].position if landed else None)
+            yield engine, table
         except SQLAlchemyError as error:
             # The driver's own words can hold the address, and with it the password.
             raise OSError(
@@ -84,23 +105,43 @@ class TableRows:
 
     def _rows(self, engine: Engine, table: Table, position: str | None) -> Iterator[TableBlock]:
         order = table.c[self._source.order_by]
-        query = select(table).order_by(order)
+        query = self._ordered(table)
         if position is not None:
             query = query.where(order >= self._start(position))
-        first = 0
+        place = (-1, 0)
         with engine.connect() as connection:
             newest = connection.scalar(select(func.max(order)))
             result = connection.execution_options(yield_per=_ROWS).execute(query.where(order <= newest))
             for rows in result.mappings().partitions():
+                places = []
+                for row in rows:
+                    number = _number(row[self._source.order_by])
+                    place = (number, place[1] + 1 if place[0] == number else 0)
+                    places.append(place)
                 last = rows[-1][self._source.order_by]
-                yield TableBlock([row_text(dict(row)) for row in rows], first, _position(last))
-                first += len(rows)
+                yield TableBlock([row_text(dict(row)) for row in rows], places, _position(last))
+
+    def _ordered(self, table: Table) -> Select[Any]:
+        """All rows, those of one value by their ids: in the same order whenever they are read."""
+        event_id = self._source.mapping.event_id
+        field = event_id.field if event_id is not None else None
+        own = [table.c[field]] if field is not None and field in table.c else []
+        return select(table).order_by(table.c[self._source.order_by], *own)
 
     def _start(self, position: str) -> Any:
         kind, _, value = position.partition(" ")
         if kind == "number":
             return int(value) - self._source.overlap
         return datetime.fromisoformat(value) - timedelta(seconds=self._source.overlap)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, datetime):
+        return ((value if value.tzinfo else value.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    return value if isinstance(value, int) else 0
 
 
 def _position(value: Any) -> str:

@@ -42,14 +42,20 @@ rate_cards:
         prices: {prices}
 """
 _SERVICES = (
-    "api.calls", "credits", "tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages", "users",
+    "api.calls", "credits", "tokens.input", "tokens.output", "tokens.cache_read", "tokens.cache_write", "messages",
+    "users",
 )  # fmt: skip
+
+
+def catalogue_text(*sources: dict[str, Any]) -> str:
+    """A catalogue of these sources as a file has it."""
+    prices = {service: {"model": "per_unit", "unit_amount": "1"} for service in _SERVICES}
+    return _CATALOGUE.format(sources=json.dumps(sources), prices=json.dumps(prices))
 
 
 def catalogue(*sources: dict[str, Any], folder: Path = Path()) -> Catalog:
     """A catalogue of these sources; relative paths start at ``folder``."""
-    prices = {service: {"model": "per_unit", "unit_amount": "1"} for service in _SERVICES}
-    return parse(_CATALOGUE.format(sources=json.dumps(sources), prices=json.dumps(prices))).at(folder)
+    return parse(catalogue_text(*sources)).at(folder)
 
 
 @dataclass

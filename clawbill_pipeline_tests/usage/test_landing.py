@@ -278,7 +278,10 @@ def test_a_quantity_that_no_hour_could_add_up_is_set_aside(place, many):
     most = "999999999999999999.999999999999"
     others = b"".join(line(f"o{number}") for number in range(100 * many))
     (place.logs / "a.jsonl").write_bytes(
-        line("most", quantity=most) + others + line("too much").replace(b": 3", b": 1e18") + line("text", quantity="1e25")
+        line("most", quantity=most)
+        + others
+        + line("too much").replace(b": 3", b": 1e18")
+        + line("text", quantity="1e25")
     )
     landed = place.land()
     assert (landed.events, quantities(place.events())["most"]) == (1 + 100 * many, Decimal(most))

@@ -4,10 +4,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import BigInteger, Column, DateTime, MetaData, Numeric, Table, Text, create_engine, insert
+from sqlalchemy import BigInteger, Column, DateTime, MetaData, Numeric, Table, Text, create_engine, insert, text
 
 from clawbill_pipeline.catalog import CatalogError
-from clawbill_pipeline_tests.usage.conftest import catalogue, quantities
+from clawbill_pipeline.usage.quarantine import entries
+from clawbill_pipeline.usage.replay import replay
+from clawbill_pipeline_tests.usage.conftest import NOW, catalogue, quantities
 
 SOURCE = {
     "name": "spend",
@@ -49,6 +51,11 @@ def spend(request, place, monkeypatch):
                 [{"id": i, "team": "acme", "at": at + timedelta(minutes=i), "calls": calls} for i, calls in rows],
             )
 
+    def mend(statement):
+        with engine.begin() as connection:
+            connection.execute(text(statement))
+
+    add.mend = mend
     yield add
     engine.dispose()
 
@@ -65,6 +72,34 @@ def test_rows_land_once_and_late_commits_are_found(place, spend, order_by):
     place.land()
     assert quantities(place.events()) == {"1": Decimal("1.5"), "2": Decimal(long), "3": 3, "4": 4}
     assert [row["reason"] for row in place.quarantine()] == ["negative"]
+
+
+@pytest.mark.parametrize("order_by", ["id", "at"])
+def test_a_row_in_quarantine_keeps_its_place_and_is_replayed_once_it_is_mended(place, spend, order_by):
+    place.sources = ({**SOURCE, "order_by": order_by, "overlap": 3600},)
+    spend((1, "1"), (2, "-2"), (3, "3"))
+    place.land()
+    spend((4, "4"))
+    place.land()  # reads the rows of the overlap again
+    (one,) = entries(place.ledger)
+    at = 1795342500_000000 + 2 * 60_000_000
+    assert one.place == f"line {2 if order_by == 'id' else at}, byte 0"
+    catalog = catalogue(*place.sources, folder=place.folder)
+
+    def replayed():
+        (done,) = replay(catalog, place.lake, place.ledger, [one.id], now=NOW, run_id="replay")
+        return done.landed, done.said
+
+    assert replayed() == (
+        False,
+        "negative: -2 is negative, and the service takes no usage back; send zero or more, or set allow_negative in "
+        "the catalogue",
+    )
+    spend.mend("UPDATE spend_logs SET calls = '2' WHERE id = 2")
+    assert replayed() == (True, "landed")
+    assert quantities(place.events())["2"] == 2
+    spend.mend("DELETE FROM spend_logs WHERE id = 2")
+    assert replayed()[0] is False
 
 
 def test_a_database_that_is_away_is_said_without_its_password(place, monkeypatch):
