@@ -202,7 +202,7 @@ FROM wanted
 
 # Windows whose exact units, or whose tenants' parts, are not those of their newest planned revision, or whose rejected
 # record a person wants to try again. What was rejected or can't be sent has no effect, so a difference does not build
-# on it. Parts are there only where another tenant than the payer has some.
+# on it. Parts are there from the first time on that another tenant than the payer has some.
 _CHANGED = """
 CREATE TEMPORARY TABLE changed ON COMMIT DROP AS
 WITH newest AS (
@@ -219,24 +219,24 @@ WITH newest AS (
     WHERE customer_id IN (SELECT customer_id FROM stripe_customers WHERE payer_id IS NOT NULL) AND payer_id IS NULL
 ), summed AS (
     SELECT customer_id, meter, hour, window_start, period_start, tenant_id, service, backend, subscription_item_id,
-        exact_units, CAST(NULL AS jsonb) AS parts
+        exact_units, CAST(NULL AS jsonb) AS parts, false AS others
     FROM wanted WHERE NOT unmapped AND NOT other_currency AND customer_id NOT IN (SELECT customer_id FROM payers)
     UNION ALL
     SELECT customer_id, meter, hour, window_start, min(period_start), payers.payer_id, min(service), min(backend),
         min(subscription_item_id), sum(exact_units),
-        jsonb_object_agg(tenant_id, trim_scale(exact_units)::text)
-            FILTER (WHERE exact_units <> 0 AND tenant_id <> payers.payer_id)
-            || jsonb_build_object(payers.payer_id, trim_scale(
-                coalesce(sum(exact_units) FILTER (WHERE tenant_id = payers.payer_id), 0))::text)
+        jsonb_build_object(payers.payer_id, '0') || jsonb_object_agg(tenant_id, trim_scale(exact_units)::text),
+        bool_or(exact_units <> 0 AND tenant_id <> payers.payer_id)
     FROM wanted JOIN payers USING (customer_id) WHERE NOT unmapped AND NOT other_currency
     GROUP BY customer_id, meter, hour, window_start, payers.payer_id
+), compared AS (
+    SELECT w.*, CASE WHEN w.others OR n.parts IS NOT NULL THEN w.parts END AS now_parts, n.parts AS planned_parts,
+        coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
+        coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent, n.again
+    FROM summed w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
 )
-SELECT w.hour, w.customer_id, w.meter, w.period_start, w.window_start, w.tenant_id, w.service, w.backend,
-    w.subscription_item_id, w.parts::text AS parts,
-    w.exact_units AS exact, coalesce(n.revision, 0) AS revision, coalesce(n.exact_units, 0) AS planned_exact,
-    coalesce(n.units, 0) AS planned_units, coalesce(n.sent, 0) AS sent
-FROM summed w LEFT JOIN newest n USING (hour, customer_id, meter, window_start)
-WHERE w.exact_units <> coalesce(n.exact_units, 0) OR w.parts IS DISTINCT FROM n.parts OR n.again
+SELECT hour, customer_id, meter, period_start, window_start, tenant_id, service, backend, subscription_item_id,
+    now_parts::text AS parts, exact_units AS exact, revision, planned_exact, planned_units, sent
+FROM compared WHERE exact_units <> planned_exact OR now_parts IS DISTINCT FROM planned_parts OR again
 """
 
 # The changed windows with what is planned for their whole period, in an order in which a period's windows meet.

@@ -21,7 +21,8 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import period_of_month, utc_hour
 from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, NO_FAULT
-from clawbill_pipeline.money import EXACT, MICRO, exponent, from_stripe, invoice_amount, plain
+from clawbill_pipeline.ledger.sharing import read_sharing
+from clawbill_pipeline.money import EXACT, MICRO, SCALE, exponent, from_stripe, invoice_amount, plain
 
 ZERO = Decimal(0)
 #: Stands for the service of a break that is about none in particular, such as a line that could not be read.
@@ -153,10 +154,13 @@ def scope_of(catalog: Catalog, period: str, tenant: str | None = None) -> Scope:
 def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str | None = None) -> list[Step]:
     """The steps of every tenant and service that has any in ``period`` (``YYYY-MM``), ordered by tenant and service.
 
-    Tenants that are metered but not in the catalogue are included, with ``currency`` None. Raises ArchiveError where
-    rows of the period are in the lake alone.
+    Of tenants that share a Stripe customer each has its part (see ``sharing``) of what Stripe holds and bills. Tenants
+    that are metered but not in the catalogue are included, with ``currency`` None. Raises ArchiveError where rows of
+    the period are in the lake alone.
     """
-    scope = scope_of(catalog, period, tenant)
+    sharing = read_sharing(connection)
+    alone = tenant is None or not (tenant in sharing.payers or sharing.others(tenant))
+    scope = scope_of(catalog, period, tenant if alone else None)
     refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
     steps: dict[tuple[str, str], Step] = {}
 
@@ -170,7 +174,7 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
         step = steps.get((row.tenant_id, row.service)) or _blank(catalog, row.tenant_id, row.service)
         if step.currency in (None, row.currency):
             put(row.tenant_id, row.service, rated_amount=row.amount, currency=row.currency)
-    for row in _rows(connection, scope, _SENT):
+    for row in _rows(connection, scope, _SENT_IN_PARTS if sharing.payers else _SENT):
         put(row.tenant_id, row.service, sent=_scaled(row.units, unit_scale(catalog, row.service)))
     for row in _rows(connection, scope, _HELD):
         put(row.tenant_id, row.service, held_by_stripe=_scaled(row.units, unit_scale(catalog, row.service)))
@@ -179,12 +183,33 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
     for (tenant_id, service, currency), billed in sorted(billed_services(connection, scope).items()):
         step = steps.get((tenant_id, service)) or _blank(catalog, tenant_id, service)
         if step.currency in (None, currency):
-            rounding = billed.rounding((step.rated_amount or ZERO) + explained.get((tenant_id, service), ZERO))
-            put(tenant_id, service, currency=currency, invoiced_amount=billed.amount, paid_amount=billed.paid,
-                rounding=rounding)  # fmt: skip
+            who = [tenant_id, *(other for other in sharing.others(tenant_id) if (other, service) in steps)]
+            rated = [steps[each, service].rated_amount or ZERO if (each, service) in steps else ZERO for each in who]
+            expected = [amount + explained.get((each, service), ZERO) for each, amount in zip(who, rated, strict=True)]
+            for each, part in zip(who, _in_parts(billed, expected), strict=True):
+                put(each, service, currency=currency, **part)
     for row in breaks:
         put(row.tenant_id, row.service, breaks=row.faults, waiting=row.waiting)
-    return [_nothing_is_zero(steps[key]) for key in sorted(steps)]
+    for (tenant_id, service), step in steps.items():
+        if (payer := steps.get((sharing.payers.get(tenant_id, ""), service))) and payer.held_by_stripe is not None:
+            held = step.sent or ZERO
+            put(tenant_id, service, held_by_stripe=held)
+            put(payer.tenant_id, service, held_by_stripe=EXACT.subtract(payer.held_by_stripe, held))
+    return [_nothing_is_zero(steps[key]) for key in sorted(steps) if alone or key[0] == tenant]
+
+
+def _in_parts(billed: Billed, expected: Sequence[Decimal]) -> list[dict[str, Any]]:
+    """What is invoiced and paid in parts: as expected, but for the first one's, which has the rest and the rounding."""
+    with localcontext(EXACT):
+        rest, rounding = billed.amount - sum(expected[1:], ZERO), billed.rounding(sum(expected, ZERO))
+        amounts = [rest, *expected[1:]]
+        paid: Sequence[Decimal | None] = [None] * len(amounts)
+        if billed.paid is not None:
+            paid = amounts if billed.paid == billed.amount else shared_out(billed.paid, amounts, SCALE)
+        return [
+            {"invoiced_amount": amount, "paid_amount": share, "rounding": ZERO if number else rounding}
+            for number, (amount, share) in enumerate(zip(amounts, paid, strict=True))
+        ]
 
 
 def _nothing_is_zero(step: Step) -> Step:
@@ -222,6 +247,12 @@ _SENT = f"""
 SELECT tenant_id, service, sum(units) AS units FROM (
   SELECT DISTINCT ON (hour, customer_id, meter, window_start) tenant_id, service, units {Scope.rows("usage_records")}
     AND state = 'delivered' ORDER BY hour, customer_id, meter, window_start, revision DESC) current
+GROUP BY tenant_id, service"""
+_SENT_IN_PARTS = f"""
+SELECT tenant_id, service, sum(units) AS units FROM (
+  SELECT DISTINCT ON (hour, customer_id, meter, window_start, tenant_id) tenant_id, service, units
+  {Scope.rows("usage_record_parts")} AND state = 'delivered'
+  ORDER BY hour, customer_id, meter, window_start, tenant_id, revision DESC) current
 GROUP BY tenant_id, service"""
 _HELD = f"""
 SELECT DISTINCT ON (tenant_id, service) tenant_id, service, units

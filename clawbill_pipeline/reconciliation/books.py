@@ -22,6 +22,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger.database import copy_out
+from clawbill_pipeline.ledger.sharing import Sharing
 from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
 
 NUMBER = "DECIMAL(38,12)"
@@ -34,6 +35,8 @@ _KEY = {
 }
 _KEYS = ", ".join(_KEY)
 
+#: Where the outbox is read, and what takes its place where tenants share customers: each one's part.
+RECORDS, PARTS = "usage_records", "usage_record_parts"
 #: DuckDB table → (its columns, the query of the ledger that fills it).
 LEDGER_TABLES: dict[str, tuple[dict[str, str], str]] = {
     "metered": (
@@ -51,7 +54,7 @@ LEDGER_TABLES: dict[str, tuple[dict[str, str], str]] = {
         f"SELECT DISTINCT ON ({_KEYS}) {_KEYS}, metered_revision, kind, error {Scope.rows('rating_failures')}"
         f" ORDER BY {_KEYS}, metered_revision DESC",
     ),
-    # One row a customer, meter and window: the newest revision, and what the delivered ones come to.
+    # One row a tenant, customer, meter and window: the newest revision, and what the delivered ones come to.
     "records": (
         {
             "hour": "TIMESTAMPTZ",
@@ -70,19 +73,19 @@ LEDGER_TABLES: dict[str, tuple[dict[str, str], str]] = {
         f"""
         , f AS (SELECT * FROM unnest(CAST(:final_tenants AS text[]), CAST(:final_services AS text[]),
                                      CAST(:finals AS timestamptz[])) AS f (tenant_id, service, finalized_at)),
-        r AS (SELECT x.* {Scope.rows("usage_records")}),
-        newest AS (SELECT DISTINCT ON (hour, customer_id, meter, window_start) * FROM r
-                   ORDER BY hour, customer_id, meter, window_start, revision DESC),
-        done AS (SELECT hour, customer_id, meter, window_start,
+        r AS (SELECT x.* {Scope.rows(RECORDS)}),
+        newest AS (SELECT DISTINCT ON (hour, customer_id, meter, window_start, tenant_id) * FROM r
+                   ORDER BY hour, customer_id, meter, window_start, tenant_id, revision DESC),
+        done AS (SELECT hour, customer_id, meter, window_start, tenant_id,
                    (array_agg(units ORDER BY revision DESC))[1] AS delivered,
                    (array_agg(units ORDER BY revision DESC)
                      FILTER (WHERE finalized_at IS NULL OR settled_at <= finalized_at))[1] AS delivered_by_final,
                    max(settled_at) AS settled_at, string_agg(value::text, ' ' ORDER BY revision) AS "values"
                  FROM r LEFT JOIN f USING (tenant_id, service) WHERE state = 'delivered'
-                 GROUP BY hour, customer_id, meter, window_start)
+                 GROUP BY hour, customer_id, meter, window_start, tenant_id)
         SELECT hour, tenant_id, service, units, exact_units, state, parked, error, coalesce(done.delivered, 0),
                coalesce(done.delivered_by_final, 0), done.settled_at, done."values"
-        FROM newest LEFT JOIN done USING (hour, customer_id, meter, window_start)""",
+        FROM newest LEFT JOIN done USING (hour, customer_id, meter, window_start, tenant_id)""",
     ),
     "held_hours": (
         {"hour": "TIMESTAMPTZ", "tenant_id": "VARCHAR", "service": "VARCHAR", "units": NUMBER},
@@ -115,6 +118,7 @@ def read_books(
     lake: Lake,
     scope: Scope,
     finals: Mapping[tuple[str, str], datetime],
+    sharing: Sharing,
 ) -> int:
     """Fills ``db`` with the books of ``scope``; returns how many lake files are not what the ledger says they are.
 
@@ -130,6 +134,7 @@ def read_books(
     with tempfile.TemporaryDirectory(prefix="clawbill-books-") as folder:
         for name, (columns, query) in LEDGER_TABLES.items():
             file = Path(folder) / f"{name}.csv"
+            query = query.replace(f"FROM {RECORDS} x", f"FROM {PARTS} x") if sharing.payers else query
             with file.open("wb") as out:
                 out.writelines(copy_out(connection, f"WITH {scope.PERIODS} {query}", parameters))
             db.execute(
@@ -139,6 +144,7 @@ def read_books(
             )
     mapped = connection.execute(text("SELECT tenant_id, service FROM stripe_items")).all()
     put_context(db, catalog, scope, finals, [(row.tenant_id, row.service) for row in mapped])
+    put(db, "payers", _PAYERS, sharing.payers.items())
     landed = connection.execute(
         text("SELECT hour, file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :last"),
         scope.parameters,
@@ -175,6 +181,7 @@ _TENANTS = pa.schema([("tenant_id", pa.string()), ("starts", _INSTANT), ("ends",
 _MONTH = pa.schema([("starts", _INSTANT), ("ends", _INSTANT), ("tenant_id", pa.string()), ("begin", _INSTANT)])
 _SERVICES = pa.schema([("service", pa.string()), ("by_amount", pa.bool_()), ("scale", pa.decimal128(38, 0))])
 _FINALS = pa.schema([("tenant_id", pa.string()), ("service", pa.string()), ("finalized_at", _INSTANT)])
+_PAYERS = pa.schema([("tenant_id", pa.string()), ("payer_id", pa.string())])
 _MAPPED = pa.schema([("tenant_id", pa.string()), ("service", pa.string())])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -18,6 +18,7 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.causes import NO_FAULT
 from clawbill_pipeline.ledger.database import lock
+from clawbill_pipeline.ledger.sharing import Sharing, read_sharing
 from clawbill_pipeline.ledger.waterfall import (
     NO_SERVICE,
     Billed,
@@ -28,7 +29,7 @@ from clawbill_pipeline.ledger.waterfall import (
     unit_scale,
     waterfall,
 )
-from clawbill_pipeline.money import total
+from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.reconciliation.books import read_books
 from clawbill_pipeline.reconciliation.decided import read_decisions, with_decisions
 from clawbill_pipeline.reconciliation.hourly import (
@@ -44,6 +45,8 @@ from clawbill_pipeline.reconciliation.totals import Account, Break, compare_acco
 from clawbill_pipeline.results import Check
 
 ZERO = Decimal(0)
+#: Steps at which Stripe has but the sum of tenants that share a customer.
+SUMMED = ("sent_held", "held_invoiced", "invoiced_asked", "invoiced_paid")
 _Key = tuple[str, str]
 
 
@@ -118,29 +121,52 @@ def _compare(
     invoiced: dict[_Key, dict[str, Billed]] = {}
     for (tenant_id, service, currency), lines in billed.items():
         invoiced.setdefault((tenant_id, service), {})[currency] = lines
+    sharing = read_sharing(connection)
     finals = _finals(invoiced)
+    finals |= {(other, key[1]): at for key, at in finals.items() for other in sharing.others(key[0])}
     held = _read_held(connection, scope)
     decisions = read_decisions(connection, catalog, period)
     with duck() as db:
-        damaged = read_books(db, connection, catalog, lake, scope, finals)
+        damaged = read_books(db, connection, catalog, lake, scope, finals, sharing)
         differences: dict[_Key, list[Difference]] = {}
         for difference in compare_hours(db, catalog.calendar, now):
             differences.setdefault((difference.tenant_id, difference.service), []).append(difference)
         totals = read_totals(db)
-        accounts = {
+        keys = {*totals, *held, *invoiced, *differences}
+        keys |= {(sharing.payer(tenant_id), service) for tenant_id, service in keys}
+        own = {
             key: _account(catalog, period, key, totals.get(key), held.get(key), invoiced.get(key, {}))
-            for key in sorted({*totals, *held, *invoiced, *differences})
+            for key in sorted(keys)
         }
+        # Tenants that share a customer are on one bill, which is compared with their sum.
+        groups = {key: _group(key, own, sharing) for key in own if key[0] not in sharing.payers}
+        accounts = {key: own[key].sharing([own[other] for other in group[1:]]) for key, group in groups.items()}
         apart = read_apart(db)
         wanted = [key for key, account in accounts.items() if key in apart or _needs_hours(account)]
         hours = read_sent_hours(db, wanted)
     breaks = list(_read_quarantined(connection, scope))
     for key, account in accounts.items():
-        hourly = [priced(difference, account) for difference in differences.get(key, ())]
+        group = groups[key]
+        hourly = [priced(difference, own[each]) for each in group for difference in differences.get(each, ())]
         whole = account.with_hours(hours.get(key, ()))
         found = compare_account(whole, hourly, now=now, settle_lag=catalog.calendar.settle_lag)
-        breaks += with_decisions(whole, found, decisions.get(key, ()))
+        found = with_decisions(whole, found, [each for part in group for each in decisions.get(part, ())])
+        breaks += found if len(group) == 1 else _told_apart(found, key[0], [own[each] for each in group])
     return breaks, damaged
+
+
+def _group(key: _Key, own: Mapping[_Key, Account], sharing: Sharing) -> list[_Key]:
+    """``key`` and those whose usage is on its bill."""
+    return [key, *((other, key[1]) for other in sharing.others(key[0]) if (other, key[1]) in own)]
+
+
+def _told_apart(breaks: Iterable[Break], payer_id: str, parts: Sequence[Account]) -> list[Break]:
+    """``breaks`` of a bill that several share, where what differs is their sum, with each one's part of it."""
+    shares = ", ".join(f"{part.tenant_id} {plain(part.total.rated_amount)} {part.currency}" for part in parts)
+    return [
+        replace(b, detail=f"{b.detail}; on one bill: {shares}") if b.tenant_id == payer_id and b.step in SUMMED else b
+        for b in breaks
+    ]
 
 
 def _account(

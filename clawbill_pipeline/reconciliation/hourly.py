@@ -3,6 +3,8 @@
 What only shows over a whole period (Stripe's totals, invoices) is compared in ``totals``.
 """
 
+# ruff: noqa: S608 -- queries are put together from constants of this file; every value is a parameter
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -182,23 +184,33 @@ SELECT h.tenant_id, h.service, sum(h.rated), sum(h.amount), sum(h.rated_units), 
   coalesce(any_value(s.sent_by_final), 0), any_value(s.settled_at)
 FROM hourly h LEFT JOIN sent s USING (tenant_id, service) GROUP BY ALL ORDER BY ALL
 """
-_SENT_HOURS = """
-WITH o AS (
+# Stripe holds one sum for tenants that share a customer: it is beside the payer.
+_OF_PAYERS = """
+WITH paid_records AS (
+  SELECT r.* REPLACE (coalesce(p.payer_id, r.tenant_id) AS tenant_id)
+  FROM records r LEFT JOIN payers p ON p.tenant_id = r.tenant_id),
+paid_hours AS (
+  SELECT coalesce(p.payer_id, h.tenant_id) AS tenant_id, h.service, h.hour, sum(h.rated) AS rated,
+    sum(h.rated_units) AS rated_units
+  FROM hourly h LEFT JOIN payers p ON p.tenant_id = h.tenant_id GROUP BY ALL),
+"""
+_SENT_HOURS = f"""
+{_OF_PAYERS} o AS (
   SELECT tenant_id, service, hour, sum(delivered) AS sent, sum(delivered_by_final) AS sent_by_final,
     coalesce(sum(units - delivered) FILTER (WHERE state IN ('sending', 'unknown')), 0) AS open_units,
     max(settled_at) AS settled_at, string_agg("values", ' ') AS "values"
-  FROM records GROUP BY ALL)
+  FROM paid_records GROUP BY ALL)
 SELECT tenant_id, service, hour, CAST(coalesce(o.sent, 0) AS DECIMAL(38, 12)),
   CAST(coalesce(o.sent_by_final, 0) AS DECIMAL(38, 12)), g.units,
   CAST(coalesce(o.open_units, 0) AS DECIMAL(38, 12)), o.settled_at, coalesce(o."values", ''),
-  coalesce(h.rated, 0), coalesce(h.rated_units, 0)
+  CAST(coalesce(h.rated, 0) AS DECIMAL(38, 12)), CAST(coalesce(h.rated_units, 0) AS DECIMAL(38, 12))
 FROM o FULL JOIN held_hours g USING (tenant_id, service, hour)
-LEFT JOIN hourly h USING (tenant_id, service, hour) JOIN chosen USING (tenant_id, service)
+LEFT JOIN paid_hours h USING (tenant_id, service, hour) JOIN chosen USING (tenant_id, service)
 ORDER BY tenant_id, service, hour
 """
 
-_APART = """
-WITH o AS (SELECT tenant_id, service, hour, sum(delivered) AS sent FROM records SEMI JOIN held_hours
+_APART = f"""
+{_OF_PAYERS} o AS (SELECT tenant_id, service, hour, sum(delivered) AS sent FROM paid_records SEMI JOIN held_hours
   USING (tenant_id, service, hour) GROUP BY ALL)
 SELECT DISTINCT tenant_id, service FROM held_hours g LEFT JOIN o USING (tenant_id, service, hour)
 WHERE g.units <> coalesce(o.sent, 0)

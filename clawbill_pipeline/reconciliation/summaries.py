@@ -155,12 +155,13 @@ def _read_accounts(
           GROUP BY tenant_id, service)
         SELECT tenant_id, service, customer_id, meter_id, meter, coalesce(sent.units, 0) AS sent, sent.last
         FROM stripe_items JOIN stripe_customers USING (tenant_id) LEFT JOIN sent USING (tenant_id, service)
+        WHERE payer_id IS NULL
         ORDER BY tenant_id, service"""
     accounts = []
     for row in connection.execute(text(query), scope.parameters):
         if row.tenant_id in catalog.tenants:
             of = catalog.tenants[row.tenant_id].period(period)
-            if of.start <= now:
+            if of.start <= now and not of.empty:
                 look = _look(of, row.last, catalog.calendar, now)
                 if recorded.get((row.tenant_id, row.service), {}).keys() - {None}:  # it differed before: still?
                     look = (of.start, of.end)

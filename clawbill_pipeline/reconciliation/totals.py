@@ -58,6 +58,29 @@ class Account:
     closed_at: datetime | None = None
     hours: Sequence[SentHour] = field(default=())
 
+    def sharing(self, others: Sequence[Account]) -> Account:
+        """The account of a bill that is for ``others`` too: of what is booked their sum."""
+        if not others:
+            return self
+        every = [self.total, *(other.total for other in others)]
+        sent = [each.sent for each in every if each.sent is not None]
+        settled = [each.settled_at for each in every if each.settled_at is not None]
+        return replace(
+            self,
+            total=Total(
+                self.tenant_id,
+                self.service,
+                rated_quantity=total(each.rated_quantity for each in every),
+                rated_amount=total(each.rated_amount for each in every),
+                rated_units=total(each.rated_units for each in every),
+                exact_units=total(each.exact_units for each in every),
+                units=total(each.units for each in every),
+                sent=total(sent) if sent else None,
+                sent_by_final=total(each.sent_by_final for each in every),
+                settled_at=max(settled, default=None),
+            ),
+        )
+
     def with_hours(self, hours: Sequence[SentHour]) -> Account:
         return replace(self, hours=hours)
 
@@ -123,14 +146,18 @@ def compare_account(account: Account, hourly: Sequence[Break], *, now: datetime,
 
 def _misplaced(hourly: Sequence[Break]) -> list[Break]:
     """``hourly``, with usage that metering booked on another hour than its own recognised as such."""
-    metered = [b for b in hourly if b.step == "landed_metered" and b.cause != "pending" and b.hour is not None]
-    pairs = _swapped((b.hour, b.quantity) for b in metered if b.hour is not None)
+    metered: dict[str, list[tuple[datetime, Decimal]]] = {}
+    for b in hourly:
+        if b.step == "landed_metered" and b.cause != "pending" and b.hour is not None:
+            metered.setdefault(b.tenant_id, []).append((b.hour, b.quantity))
+    pairs = {tenant_id: _swapped(differences) for tenant_id, differences in metered.items()}
     return [
-        replace(b, cause="wrong_hour", detail=f"{b.detail}; {pairs[b.hour]:%Y-%m-%d %H:%M} differs the other way")
-        if b.step == "landed_metered" and b.cause != "pending" and b.hour in pairs
+        replace(b, cause="wrong_hour", detail=f"{b.detail}; {other:%Y-%m-%d %H:%M} differs the other way")
+        if b.step == "landed_metered" and b.cause != "pending" and b.hour is not None
+        and (other := pairs[b.tenant_id].get(b.hour))
         else b
         for b in hourly
-    ]
+    ]  # fmt: skip
 
 
 def _planned(account: Account) -> Iterator[Break]:

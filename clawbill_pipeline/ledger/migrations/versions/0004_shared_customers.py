@@ -42,7 +42,7 @@ CREATE TRIGGER append_only BEFORE UPDATE OF {_NEVER_MOVE} OR DELETE ON ledger.us
 CREATE VIEW ledger.usage_record_parts AS
 SELECT r.hour, r.identifier, coalesce(part.tenant_id, r.tenant_id) AS tenant_id, r.tenant_id AS payer_id, r.service,
     r.customer_id, r.meter, r.backend, r.window_start, r.revision, r.period_start, r.state, r.parked, r.error,
-    r.settled_at, r.next_attempt_at,
+    r.settled_at, r.value,
     CAST(CASE
         WHEN part.tenant_id IS NULL THEN r.units
         WHEN part.tenant_id = r.tenant_id THEN r.units - r.exact_units + part.exact_units
