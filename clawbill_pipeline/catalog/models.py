@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from clawbill_pipeline.catalog.alerting import Alerting
 from clawbill_pipeline.catalog.closing import Closing
 from clawbill_pipeline.catalog.correcting import Correcting
+from clawbill_pipeline.catalog.costs import UnitCost, costs_of
 from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
 from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, utc_hour
@@ -210,6 +211,10 @@ class RateCard(Closed):
         return next((v for v in reversed(self.versions) if v.effective_from <= at), None)
 
 
+class CostCard(RateCard):
+    """What a provider charges for what is sold, in the prices of a rate card; what it does not name is unknown."""
+
+
 class Tenant(Closed):
     name: str = ""
     rate_card: str
@@ -336,6 +341,7 @@ class Catalog(Closed):
     sources: tuple[Source, ...] = ()
     services: dict[ServiceName, Service] = Field(min_length=1)
     rate_cards: dict[str, RateCard] = Field(min_length=1)
+    costs: dict[str, CostCard] = Field(default_factory=dict, description="What providers charge, for the margin.")
     tenants: dict[TenantId, Tenant] = Field(default_factory=dict)
     customers: str | None = Field(
         None, description="A CSV file of tenants' Stripe customers and subscription items, beside the catalogue."
@@ -372,6 +378,7 @@ class Catalog(Closed):
                 missing = [service for service in self.services if service not in version.prices]
                 if missing:
                     raise Misfit(where, f"no price for {', '.join(missing)}; every service needs one")
+        self._check_costs()
         for tenant_id, tenant in self.tenants.items():
             if tenant.rate_card not in self.rate_cards:
                 raise Misfit(
@@ -420,6 +427,36 @@ class Catalog(Closed):
         versions = self.rate_cards[tenant.rate_card].versions
         prices = [own[0]] if own[0] is not None else [version.prices[service] for version in versions]
         return all(price.model == "per_unit" for price in prices)
+
+    def _check_costs(self) -> None:
+        seen: dict[str, str] = {}
+        for card_name, card in self.costs.items():
+            for position, version in enumerate(card.versions):
+                where = ("costs", card_name, "versions", position, "prices")
+                self._check_prices(where, version.prices)
+                for name, price in version.prices.items():
+                    if seen.setdefault(name, card_name) != card_name:
+                        raise Misfit((*where, name), f"is in cost card {seen[name]!r} too; keep one of them")
+                    try:
+                        list(costs_of(name, price))
+                    except ValueError as error:
+                        raise Misfit((*where, name), str(error)) from None
+
+    def unit_costs(self) -> list[UnitCost]:
+        """What is known of provider cost, in the order of the cards; a dimension set named by itself comes first."""
+        found: dict[tuple[str, str | None, datetime], UnitCost] = {}
+        for card_name, card in self.costs.items():
+            ends = [version.effective_from for version in card.versions[1:]]
+            for version, end in zip(card.versions, [*ends, None], strict=True):
+                # A name with dimensions wins over a cell of a matrix.
+                for name in sorted(version.prices, key=lambda name: not split_openclaw_service(name)[1]):
+                    for service, dimensions, amount, per in costs_of(name, version.prices[name]):
+                        key = (service, dimensions, version.effective_from)
+                        cost = UnitCost(
+                            service, dimensions, amount, per, card.currency, card_name, version.effective_from, end
+                        )
+                        found.setdefault(key, cost)
+        return list(found.values())
 
     def _check_prices(self, where: tuple[str | int, ...], prices: dict[str, Price]) -> None:
         for name, price in prices.items():

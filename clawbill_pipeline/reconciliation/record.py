@@ -13,6 +13,7 @@ from decimal import Decimal, localcontext
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.catalog.costs import UnitCost
 from clawbill_pipeline.ledger.causes import NO_FAULT
 from clawbill_pipeline.ledger.database import copy_rows
 from clawbill_pipeline.ledger.waterfall import Step
@@ -98,11 +99,18 @@ def write_breaks(connection: Connection, period: str, breaks: Sequence[Break], n
 
 
 def write_standing(
-    connection: Connection, period: str, steps: Sequence[Step], breaks: Sequence[Break], now: datetime, run_id: str
+    connection: Connection,
+    period: str,
+    steps: Sequence[Step],
+    breaks: Sequence[Break],
+    costs: Sequence[UnitCost],
+    now: datetime,
+    run_id: str,
 ) -> tuple[int, bool]:
     """``(id, appended)`` of the period's newest reconciliation; appended only where it differs from the one before."""
     document = [step.as_json() for step in steps]
-    digest = _digest(document, breaks)
+    known = [cost.as_json() for cost in costs]
+    digest = _digest([document, known] if known else [document], breaks)
     newest = connection.execute(
         text("SELECT id, sha256 FROM reconciliations WHERE period = :period ORDER BY id DESC LIMIT 1"),
         {"period": period},
@@ -111,13 +119,15 @@ def write_standing(
         return newest.id, False
     appended = connection.execute(
         text(
-            "INSERT INTO reconciliations (period, sha256, waterfall, open_breaks, as_of, run_id)"
-            " VALUES (:period, :sha256, CAST(:waterfall AS jsonb), :open_breaks, :now, :run_id) RETURNING id"
+            "INSERT INTO reconciliations (period, sha256, waterfall, costs, open_breaks, as_of, run_id)"
+            " VALUES (:period, :sha256, CAST(:waterfall AS jsonb), CAST(:costs AS jsonb), :open_breaks, :now, :run_id)"
+            " RETURNING id"
         ),
         {
             "period": period,
             "sha256": digest,
             "waterfall": json.dumps(document),
+            "costs": json.dumps(known) if known else None,
             "open_breaks": sum(found.cause not in NO_FAULT for found in breaks),
             "now": now,
             "run_id": run_id,
@@ -126,12 +136,12 @@ def write_standing(
     return appended, True
 
 
-def _digest(document: list[dict[str, str | int | None]], breaks: Sequence[Break]) -> str:
+def _digest(documents: Sequence[object], breaks: Sequence[Break]) -> str:
     def shown(value: object) -> object:
         if isinstance(value, Decimal):
             return plain(value)
         return value.isoformat() if isinstance(value, datetime) else value
 
     rows = [[shown(getattr(found, name)) for name in _COLUMNS] for found in breaks]
-    canonical = json.dumps([document, rows], separators=(",", ":"), sort_keys=True)
+    canonical = json.dumps([*documents, rows], separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

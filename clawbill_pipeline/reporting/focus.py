@@ -10,14 +10,16 @@ prices are not there, for it tells amounts. All that the specification makes man
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.catalog.costs import UnitCost
 from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.waterfall import Scope, scope_of
+from clawbill_pipeline.reporting.margin import COSTS, cost_of, cost_parameters
 
 
 def _text(expression: str) -> str:
@@ -68,9 +70,16 @@ COLUMNS = {
     "SkuPriceId": _text("rate_card_version"),
     "SubAccountId": "NULL",
 }
+_UNIT_COST, _PER = "coalesce(own.unit_cost, common.unit_cost)", "coalesce(own.per, common.per)"
+#: Columns of our own, which FOCUS marks by x_, where a provider's cost is known: to 12 places, half away from zero.
+COST_COLUMNS = {
+    "x_ProviderCost": f"trim_scale(sign(quantity) * div(abs(quantity) * {_UNIT_COST} * 2000000000000 + {_PER},"
+    f" 2 * {_PER}) * 0.000000000001)",
+    "x_ProviderCostCurrency": "coalesce(own.cost_currency, common.cost_currency)",
+}
 
 _QUERY = f"""
-WITH {Scope.PERIODS},
+WITH {Scope.PERIODS}, {COSTS},
 names AS (SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:names AS text[])) AS n (tenant_id, name)),
 units AS (SELECT * FROM unnest(CAST(:services AS text[]), CAST(:units AS text[])) AS u (service, unit)),
 current AS (
@@ -81,9 +90,9 @@ invoiced AS (
   SELECT tenant_id, service, period_start, min(l.invoice_id) AS invoice_id
   FROM invoice_lines l JOIN invoices USING (invoice_id, tenant_id)
   WHERE status IN ('open', 'paid', 'uncollectible') GROUP BY 1, 2, 3)
-SELECT {", ".join(f'{expression} AS "{name}"' for name, expression in COLUMNS.items())}
+SELECT {{columns}}
 FROM current r JOIN billing_periods p USING (tenant_id) JOIN names n USING (tenant_id) LEFT JOIN units u USING (service)
-LEFT JOIN invoiced i USING (tenant_id, service, period_start)
+LEFT JOIN invoiced i USING (tenant_id, service, period_start) {cost_of("r")}
 ORDER BY hour, tenant_id, service, dimensions, window_start
 """
 
@@ -109,13 +118,16 @@ def focus_unit(unit: str) -> str:
     return "".join(shown) + (f"{slash}{word(singular.strip(), plural=False)}" if slash else "")
 
 
-def focus_csv(connection: Connection, catalog: Catalog, period: str) -> Iterator[bytes]:
-    """The CSV of ``period`` (``YYYY-MM``) in parts, with a header."""
+def focus_csv(connection: Connection, catalog: Catalog, period: str, costs: Sequence[UnitCost] = ()) -> Iterator[bytes]:
+    """The CSV of ``period`` (``YYYY-MM``) in parts, with a header; with ``costs``, these are in columns of our own."""
     parameters: dict[str, Any] = {
         **scope_of(catalog, period).parameters,
         "names": [tenant.name or tenant_id for tenant_id, tenant in catalog.tenants.items()],
         "services": list(catalog.services),
         "units": [focus_unit(service.unit) for service in catalog.services.values()],
         "product": catalog.product,
+        **cost_parameters(costs),
     }
-    return copy_out(connection, _QUERY, parameters, header=True)
+    columns = {**COLUMNS, **COST_COLUMNS} if costs else COLUMNS
+    selected = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
+    return copy_out(connection, _QUERY.format(columns=selected), parameters, header=True)

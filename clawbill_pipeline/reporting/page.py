@@ -11,6 +11,7 @@ from typing import Any
 from clawbill_pipeline.ledger.causes import CAUSES, STEPS
 from clawbill_pipeline.money import exponent, plain, rounded, total
 from clawbill_pipeline.reporting.chart import days_svg, waterfall_svg
+from clawbill_pipeline.reporting.margin import totals
 from clawbill_pipeline.reporting.report import Break, Report
 
 #: Rows of a table on the page; the workbook and the CSV files have them all.
@@ -60,6 +61,7 @@ def page(report: Report) -> bytes:
         _waterfall(report),
         breaks_table(report.open, report.as_of),
         _causes(report),
+        _margin(report),
         _adjustments(report),
         _quarantine(report),
     ]
@@ -184,6 +186,27 @@ def _causes(report: Report) -> str:
     return table("What the causes mean", heads, rows, len(found), "", numeric={"Count", "Amount"}) + (
         f'<div class="quiet">{steps}</div>'
     )
+
+
+def _margin(report: Report) -> str:
+    if not report.margins:
+        return ""
+    rows = [
+        f'<tr><th scope="row">{escape(m.tenant_id)}</th><td>{escape(m.service)}</td><td>{escape(m.currency)}</td>'
+        f"{amount_cell(m.quantity)}{amount_cell(m.unknown_quantity)}{amount_cell(m.revenue)}"
+        f'<td class="n">{number(m.cost)}{"" if m.cost_currency == m.currency else f" {escape(m.cost_currency)}"}</td>'
+        f"{amount_cell(m.margin)}{amount_cell(m.percent, 2)}</tr>"
+        for m in report.margins[:MOST_ROWS]
+    ]
+    foot = [
+        f'<tr><th scope="row" colspan="2">Total</th><td>{currency}</td><td></td><td></td>{amount_cell(revenue)}'
+        f"{amount_cell(cost)}{amount_cell(margin)}<td></td></tr>"
+        for currency, (revenue, cost, margin) in totals(report.margins).items()
+    ]
+    heads = ["Tenant", "Service", "Currency", "Quantity with known cost", "Quantity without", "Revenue",
+             "Provider's cost", "Margin", "%"]  # fmt: skip
+    note = "Of usage whose provider's cost is known."
+    return table("Margin", heads, rows, len(report.margins), note, foot, left=3)
 
 
 def _adjustments(report: Report) -> str:

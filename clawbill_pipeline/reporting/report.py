@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.catalog.costs import UnitCost
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.money import EXACT, total
+from clawbill_pipeline.reporting.margin import Margin, read_margins
 
 ZERO = Decimal(0)
 
@@ -108,6 +110,8 @@ class Report:
     adjustments: tuple[Adjustment, ...]
     quarantined: tuple[Quarantined, ...]
     days: tuple[Day, ...]
+    costs: tuple[UnitCost, ...] = ()
+    margins: tuple[Margin, ...] = ()
 
     @property
     def open(self) -> tuple[Break, ...]:
@@ -170,7 +174,7 @@ class Report:
 def read_report(connection: Connection, catalog: Catalog, period: str) -> Report:
     """The report of ``period`` (``YYYY-MM``) as of its newest reconciliation. Raises NothingToReport."""
     newest = connection.execute(
-        text("SELECT id, as_of, waterfall FROM reconciliations WHERE period = :period ORDER BY id DESC LIMIT 1"),
+        text("SELECT id, as_of, waterfall, costs FROM reconciliations WHERE period = :period ORDER BY id DESC LIMIT 1"),
         {"period": period},
     ).first()
     if newest is None:
@@ -178,6 +182,7 @@ def read_report(connection: Connection, catalog: Catalog, period: str) -> Report
             f"period {period} was never reconciled: run the asset usage_reconciliation, then make the report again"
         )
     scope = scope_of(catalog, period)
+    costs = tuple(UnitCost.from_json(cost) for cost in newest.costs or ())
 
     def rows(query: str) -> Iterable[dict[str, Any]]:
         return (
@@ -193,6 +198,8 @@ def read_report(connection: Connection, catalog: Catalog, period: str) -> Report
         adjustments=tuple(Adjustment(**row) for row in rows(_ADJUSTMENTS)),
         quarantined=tuple(Quarantined(**row) for row in rows(_QUARANTINED)),
         days=tuple(Day(**row) for row in rows(_DAYS)),
+        costs=costs,
+        margins=read_margins(connection, catalog, scope, costs),
     )
 
 

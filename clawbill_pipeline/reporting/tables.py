@@ -21,6 +21,10 @@ BREAKS = (
     "tenant_id", "service", "hour", "step", "cause", "standing", "currency", "quantity", "amount", "detail",
     "first_seen", "last_seen", "closed_at",
 )  # fmt: skip
+MARGIN = (
+    "tenant_id", "service", "currency", "quantity", "unknown_quantity", "revenue", "cost", "cost_currency", "margin",
+    "percent",
+)  # fmt: skip
 
 
 def waterfall_csv(report: Report) -> bytes:
@@ -29,6 +33,10 @@ def waterfall_csv(report: Report) -> bytes:
 
 def breaks_csv(report: Report) -> bytes:
     return table(BREAKS, report.breaks)
+
+
+def margin_csv(report: Report) -> bytes:
+    return table(MARGIN, report.margins)
 
 
 def table(columns: Sequence[str], rows: Iterable[object]) -> bytes:

@@ -16,6 +16,7 @@ from xlsxwriter.worksheet import Worksheet
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES, STEPS
 from clawbill_pipeline.money import exponent, total
 from clawbill_pipeline.reporting.harmless import harmless
+from clawbill_pipeline.reporting.margin import totals
 from clawbill_pipeline.reporting.report import ZERO, Report
 
 #: Rows that a worksheet holds, less the header.
@@ -96,6 +97,18 @@ ROUNDING = (
     Column("invoiced_amount", "Invoiced", 16, "money"),
     Column("rounding", "Rounding", 18, "number"),
 )
+MARGIN = (
+    Column("tenant_id", "Tenant", 22),
+    Column("service", "Service", 24),
+    Column("currency", "Currency", 10),
+    Column("quantity", "Quantity with known cost", 18, "quantity"),
+    Column("unknown_quantity", "Quantity without", 18, "quantity"),
+    Column("revenue", "Revenue (exact)", 20, "number"),
+    Column("cost", "Provider's cost", 20, "number"),
+    Column("cost_currency", "Cost in", 10),
+    Column("margin", "Margin", 20, "number"),
+    Column("percent", "Margin, % of revenue", 14, "number"),
+)
 
 _NUMERIC = ("count", "quantity", "number", "money")
 
@@ -110,6 +123,8 @@ METHOD = (
     ("Worth", "By amount a unit at Stripe is a millionth of the currency's major unit, so its worth is exact. "
      "Where usage has no amount yet, its worth is estimated at the period's average price of that tenant's service."),
     ("Periods", "Billing periods that start in the month named, in each tenant's own time zone. Hours are UTC."),
+    ("Margin", "What was rated for usage whose provider's cost is known, less that cost: metered quantity at the unit "
+     "cost of its hour. Nothing is shown where the cost is unknown."),
     ("Sent and held", "In the currency for services billed by amount, in the service's unit for those by quantity."),
 )  # fmt: skip
 
@@ -183,6 +198,8 @@ class _Book:
         self._sheet("Late and adjusted", ADJUSTMENTS, report.adjustments, "Nothing was late or adjusted.")
         self._sheet("Quarantine", QUARANTINE, report.quarantined, "No line is in quarantine.")
         self._rounding()
+        if report.margins:
+            self._margin()
         self._method()
         self._summary(summary)
 
@@ -277,6 +294,23 @@ class _Book:
                 formula = f'=ROUND(SUMIFS({values},{keys},"{currency}"),12)'
                 sheet.write_formula(at, number, formula, look, float(value))
             at += 1
+
+    def _margin(self) -> None:
+        rows = self.report.margins
+        sheet = self._sheet("Margin", MARGIN, rows)
+        names = [column.name for column in MARGIN]
+        currencies, cost_currencies = (
+            self._range("Margin", MARGIN, name, len(rows)) for name in ("currency", "cost_currency")
+        )
+        for at, (currency, values) in enumerate(totals(rows).items(), len(rows) + 2):
+            for number in range(len(names)):
+                sheet.write_blank(at, number, None, self.total_text)
+            sheet.write_string(at, 0, f"Total {currency}", self.total_text)
+            sheet.write_string(at, names.index("currency"), currency, self.total_text)
+            for name, value in zip(("revenue", "cost", "margin"), values, strict=True):
+                summed = self._range("Margin", MARGIN, name, len(rows))
+                formula = f'=ROUND(SUMIFS({summed},{currencies},"{currency}",{cost_currencies},"{currency}"),12)'
+                sheet.write_formula(at, names.index(name), formula, self.total_number, float(value))
 
     def _method(self) -> None:
         sheet = self.book.add_worksheet("Method")
