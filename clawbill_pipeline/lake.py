@@ -79,6 +79,8 @@ class Lake:
 
     def path(self, file: str) -> Path:
         """Where a file of a lake on disk is; its folder exists afterwards."""
+        if not isinstance(self.folder, DiskFolder):
+            raise TypeError(f"{self.root} is no folder on disk: its files have addresses")
         path = Path(self.root) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

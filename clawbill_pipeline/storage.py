@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,10 +85,13 @@ class DiskFolder:
 
     def prune(self, name: str, rest: timedelta) -> int:
         kept, before = self.root / name, time.time() - rest.total_seconds()
-        old = [path for path in kept.parent.iterdir() if path != kept and path.stat().st_mtime < before]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        gone = 0
+        for path in kept.parent.iterdir():
+            with suppress(FileNotFoundError):  # another worker was faster
+                if path != kept and path.stat().st_mtime < before:
+                    path.unlink()
+                    gone += 1
+        return gone
 
 
 @dataclass(frozen=True)
