@@ -321,6 +321,11 @@ class OpenClawFleet(_Source):
     services: tuple[OpenClawService, ...] = Field(
         OPENCLAW_SERVICES, min_length=1, description="What is metered; the rest of a usage line is left out."
     )
+    witnesses: str | None = Field(
+        None,
+        description="Folder of what gateways answered to usage.cost and sessions.usage, <answer>_<tenant>.json: to "
+        "compare with, never to bill by.",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -163,6 +163,25 @@ landings_mark = Table(
     _at("marked_at"),
 )
 
+# What the events of a source that has a witness come to, copies told apart: why the witness says something else.
+witnessed_usage = Table(
+    "witnessed_usage",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    Column("landings", BigInteger, primary_key=True, comment="How many landings touch the hour and were counted."),
+    Column("quantity", Numeric(38, 12), nullable=False, comment="Of usage events, each counted once."),
+    Column("cost", Numeric(38, 12), comment="Provider's cost of them in USD as their lines say it."),
+    Column("forked", BigInteger, nullable=False, comment="Copies of them in other sessions."),
+    Column("forked_quantity", Numeric(38, 12), nullable=False, comment="What the copies in other sessions come to."),
+    Column("archived", BigInteger, nullable=False, comment="Copies of them in archives."),
+    Column("archived_quantity", Numeric(38, 12), nullable=False, comment="What the copies in archives come to."),
+    _at("metered_at"),
+    Column("run_id", Text, nullable=False),
+)
+
 # Values that count once a billing period; an earlier use that is learnt of later moves one.
 unique_values = Table(
     "unique_values",
@@ -690,8 +709,8 @@ for _table in metadata.tables.values():
 
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (
-    landings, landed_hours, landings_mark, quarantine, usage_witnesses, metered_hours, metered_ahead, metered_usage,
-    rated_usage, audit_trail,
+    landings, landed_hours, landings_mark, quarantine, usage_witnesses, witnessed_usage, metered_hours, metered_ahead,
+    metered_usage, rated_usage, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
     archived_months,
 )  # fmt: skip

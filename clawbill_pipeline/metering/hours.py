@@ -20,6 +20,7 @@ from clawbill_pipeline.ledger.database import copy_arrow, lock_all
 from clawbill_pipeline.metering.counting import Count, Cut, count
 from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
 from clawbill_pipeline.metering.uniques import once_a_period, over_period
+from clawbill_pipeline.metering.witnessed import with_witnesses, witnessed, write_witnessed
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.results import Check
 
@@ -131,6 +132,11 @@ def _meter_batch(
             counted = count_landed(connection, lake, catalog, landed, start, end, memory_limit)
             revisions = write_quantities(connection, counted, start, end, now, run_id)
             _write_conflicts(connection, counted, now)
+            if sources := with_witnesses(catalog):
+                landings = {hour: len(of_hour) for hour, of_hour in _by_hour(landed).items()}
+                with lake.at_hand([row.file for row in landed]) as files:
+                    rows = witnessed(files, sources, landings, memory_limit=memory_limit)
+                write_witnessed(connection, rows, now, run_id)
         connection.execute(_RECOUNTED, {"start": start, "end": end})
         _write_hours(connection, hours, landed, counted, revisions, now, run_id)
         totals = {row.service: row.quantity for row in connection.execute(_TOTALS, {"start": start, "end": end})}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
-from clawbill_pipeline.catalog.sources import Http, Source
+from clawbill_pipeline.catalog.sources import Http, OpenClawFleet, Source
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
@@ -34,6 +34,7 @@ from clawbill_pipeline.usage.inputs import Input, InputFault, Landing
 from clawbill_pipeline.usage.quarantine import WHOLE, Entry, masked, set_aside
 from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
 from clawbill_pipeline.usage.sources import inputs
+from clawbill_pipeline.usage.witnesses import NoAnswer, answers, keep, said
 
 #: Tenants that a check names.
 _SHOWN = 20
@@ -137,6 +138,24 @@ class Run:
         unchanged.keep()
         if isinstance(source, Http):
             forget_landed(self.ledger, source, self.now)
+        if isinstance(source, OpenClawFleet) and source.witnesses is not None:
+            self.witnesses(source, folder / source.witnesses)
+
+    def witnesses(self, source: OpenClawFleet, folder: Path) -> None:
+        """Keeps what the gateways say themselves; an answer that can't be read stops nothing."""
+        try:
+            found = answers(folder)
+        except OSError as error:
+            self.total.problem("unreadable", source.name, "witnesses", str(error))
+            return
+        for path, answer, tenant_id in found:
+            try:
+                rows = said(path, answer, tenant_id, source.services)
+            except (NoAnswer, OSError) as error:
+                self.total.problem("unreadable", source.name, path.name, str(error))
+                continue
+            with self.ledger.transaction() as connection:
+                keep(connection, source.name, rows, self.now)
 
     def input(self, source: str, input: Input, unchanged: Unchanged) -> None:
         done: list[Batch] = []

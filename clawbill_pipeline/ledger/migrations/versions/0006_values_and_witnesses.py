@@ -70,7 +70,8 @@ COMMENT ON COLUMN ledger.usage_witnesses.service IS 'Service by its name in the 
 COMMENT ON COLUMN ledger.usage_witnesses.starts IS 'Start of the hour or UTC day that it speaks of.';
 COMMENT ON COLUMN ledger.usage_witnesses.ends IS 'Its end, exclusive.';
 COMMENT ON COLUMN ledger.usage_witnesses.quantity IS 'In the service''s unit.';
-COMMENT ON COLUMN ledger.usage_witnesses.cost IS 'Provider''s cost in USD as the witness has it; null where it says none.';
+COMMENT ON COLUMN ledger.usage_witnesses.cost IS
+    'Provider''s cost in USD as the witness has it; null where it says none.';
 COMMENT ON COLUMN ledger.usage_witnesses.said_at IS 'When the witness said so; the newest counts.';
 COMMENT ON COLUMN ledger.usage_witnesses.read_at IS 'When it was read.';
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger.usage_witnesses
