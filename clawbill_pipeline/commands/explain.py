@@ -43,6 +43,8 @@ def _print(found: Lineage) -> None:
     )
     click.echo(f"  on the invoice  {plain(line.amount)} {line.currency}")
     click.echo(f"  rated, exact    {plain(found.rated_amount)} {line.currency}")
+    for tenant_id, amount in found.parts.items() if len(found.parts) > 1 else ():
+        click.echo(f"    of it         {plain(amount)} {line.currency} used by {tenant_id}")
     click.echo(f"  derived again   {derived} {line.currency}")
     for check in found.checks:
         click.echo(f"  {'ok  ' if check.passed else 'FAIL'}  {check.description}")

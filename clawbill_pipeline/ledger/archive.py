@@ -96,8 +96,10 @@ def restore_month(ledger: Ledger, lake: Lake, month: date, *, now: datetime, by:
 
 
 @contextmanager
-def looking_into(ledger: Ledger, lake: Lake, start: datetime, end: datetime, tenant_id: str) -> Iterator[Connection]:
-    """A transaction to read in, in which a tenant's archived rows of the hours ``[start, end)`` are back.
+def looking_into(
+    ledger: Ledger, lake: Lake, start: datetime, end: datetime, tenants: Sequence[str]
+) -> Iterator[Connection]:
+    """A transaction to read in, in which some tenants' archived rows of the hours ``[start, end)`` are back.
 
     Where nothing of them is archived it is like any other; it is never committed. Raises ArchiveError for a file that
     is gone or altered.
@@ -106,7 +108,7 @@ def looking_into(ledger: Ledger, lake: Lake, start: datetime, end: datetime, ten
         wanted = [each for each in archived(connection) if _touches(each, start, end)]
         with connection.begin_nested() as gone_afterwards:
             for each in wanted:
-                _put_back(connection, lake, each, tenant_id)
+                _put_back(connection, lake, each, tenants)
             try:
                 yield connection
             finally:
@@ -229,16 +231,20 @@ def _type(kind: Any) -> pa.DataType:
 # --- and back --------------------------------------------------------------------------------------------------------
 
 
-def _put_back(connection: Connection, lake: Lake, each: Archived, tenant_id: str | None = None) -> None:
+def _put_back(connection: Connection, lake: Lake, each: Archived, tenants: Sequence[str] | None = None) -> None:
     ensure_partition(connection, each.table, each.month.year, each.month.month, archived=True)
-    _load(connection, lake, each, f"{SCHEMA}.{_name(each)}", tenant_id)
+    _load(connection, lake, each, f"{SCHEMA}.{_name(each)}", tenants)
 
 
-def _load(connection: Connection, lake: Lake, each: Archived, name: str, tenant_id: str | None = None) -> None:
-    """Copies a file's rows, or one tenant's, into a table that has its columns."""
+def _load(
+    connection: Connection, lake: Lake, each: Archived, name: str, tenants: Sequence[str] | None = None
+) -> None:
+    """Copies a file's rows, or some tenants', into a table that has its columns."""
     with _opened(lake, each) as found:
         for batch in found.iter_batches(_BATCH):
-            chosen = batch if tenant_id is None else batch.filter(pc.equal(batch["tenant_id"], tenant_id))
+            chosen = batch
+            if tenants is not None:
+                chosen = batch.filter(pc.is_in(batch["tenant_id"], pa.array(tenants, pa.string())))
             copy_arrow(connection, name, pa.Table.from_batches([chosen]))
 
 

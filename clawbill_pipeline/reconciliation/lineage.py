@@ -22,6 +22,7 @@ from clawbill_pipeline.duck import duck
 from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.archive import looking_into
+from clawbill_pipeline.ledger.sharing import read_sharing
 from clawbill_pipeline.ledger.waterfall import unit_scale
 from clawbill_pipeline.money import EXACT, invoice_amount, plain, total
 from clawbill_pipeline.results import Check
@@ -65,6 +66,7 @@ class Window:
     basis: str | None
     asked_quantity: Decimal | None
     answered_amount: Decimal | None
+    tenant_id: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Event:
     byte_offset: int
     landing_id: int
     counted: bool
+    tenant_id: str
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Lineage:
     """All that is behind an invoice line. ``events`` are the first of ``event_count``, by time.
 
     ``derived_amount`` is what the line should show by the records that were acknowledged before it became final;
-    None where Stripe alone knows the price (a service billed by quantity).
+    None where Stripe alone knows the price (a service billed by quantity). ``parts`` is the rated amount by tenant,
+    the payer's first: more than one where tenants share the customer.
     """
 
     line: Line
@@ -111,6 +115,7 @@ class Lineage:
     rated_amount: Decimal
     derived_amount: Decimal | None
     checks: tuple[Check, ...]
+    parts: dict[str, Decimal]
 
 
 def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, *, limit: int = 1000) -> Lineage:
@@ -120,27 +125,40 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
     """
     with ledger.transaction() as connection:
         line = _read_line(connection, catalog, invoice_line_id)
+        tenants = [line.tenant_id, *read_sharing(connection).others(line.tenant_id)]
     first_hour = utc_hour(line.period.start)
     given = {
-        "tenant": line.tenant_id,
+        "tenants": tenants,
         "service": line.service,
         "starts": line.period.start,
         "ends": line.period.end,
         "first_hour": first_hour,
     }
-    with looking_into(ledger, lake, first_hour, line.period.end, line.tenant_id) as connection:
+    with looking_into(ledger, lake, first_hour, line.period.end, tenants) as connection:
         booked = connection.execute(text(_WINDOWS), given).all()
         records = tuple(Record(**row._mapping) for row in connection.execute(text(_RECORDS), given))
         landed = connection.execute(text(_FILES), given).all()
-        conflicts = [(r.landing_id, r.uri, r.place, r.raw) for r in connection.execute(text(_CONFLICTS), given)]
+        conflicts = [
+            (r.tenant_id, r.landing_id, r.uri, r.place, r.raw) for r in connection.execute(text(_CONFLICTS), given)
+        ]
     held = lake.rows([row.file for row in landed])
     missing = [row.file for row in landed if held[row.file] != row.events]
     whole = [(row.hour, row.file, row.events) for row in landed if held[row.file]]
-    events, count, counted = _read_events(lake, whole, conflicts, line, limit)
+    events, count, counted = _read_events(lake, whole, conflicts, line, tenants, limit)
     windows = _windows(booked, counted)
-    rated = total(window.amount or ZERO for window in windows)
+    parts = {each: total(w.amount or ZERO for w in windows if w.tenant_id == each) for each in tenants}
     derived = _derived(catalog, line, records)
-    return Lineage(line, windows, records, events, count, rated, derived, _checks(line, windows, missing, derived))
+    return Lineage(
+        line,
+        windows,
+        records,
+        events,
+        count,
+        total(parts.values()),
+        derived,
+        _checks(line, windows, missing, derived),
+        parts,
+    )
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------
@@ -168,27 +186,27 @@ def _read_line(connection: Connection, catalog: Catalog, line_id: str) -> Line:
 
 
 _OF_LINE = (
-    "tenant_id = :tenant AND service = :service AND hour >= :first_hour AND hour < :ends"
+    "tenant_id = ANY(CAST(:tenants AS text[])) AND service = :service AND hour >= :first_hour AND hour < :ends"
     " AND window_start >= :starts AND window_start < :ends"
 )
 _WINDOWS = f"""
 WITH m AS (
-  SELECT DISTINCT ON (hour, dimensions, window_start) * FROM metered_usage WHERE {_OF_LINE}
-  ORDER BY hour, dimensions, window_start, revision DESC),
+  SELECT DISTINCT ON (hour, tenant_id, dimensions, window_start) * FROM metered_usage WHERE {_OF_LINE}
+  ORDER BY hour, tenant_id, dimensions, window_start, revision DESC),
 r AS (
-  SELECT DISTINCT ON (hour, dimensions, window_start) * FROM rated_usage WHERE {_OF_LINE}
-  ORDER BY hour, dimensions, window_start, revision DESC)
-SELECT window_start, dimensions, coalesce(m.quantity, 0) AS metered_quantity,
+  SELECT DISTINCT ON (hour, tenant_id, dimensions, window_start) * FROM rated_usage WHERE {_OF_LINE}
+  ORDER BY hour, tenant_id, dimensions, window_start, revision DESC)
+SELECT tenant_id, window_start, dimensions, coalesce(m.quantity, 0) AS metered_quantity,
   coalesce(m.revision, 0) AS metered_revision, r.quantity AS rated_quantity, r.amount, r.rate_card_version, r.basis,
   r.asked_quantity, r.answered_amount
-FROM m FULL JOIN r USING (hour, dimensions, window_start) ORDER BY window_start, dimensions"""
+FROM m FULL JOIN r USING (hour, tenant_id, dimensions, window_start)"""
 _RECORDS = f"""
 SELECT identifier, window_start, revision, units, state, settled_at FROM usage_records WHERE {_OF_LINE}
 ORDER BY window_start, revision"""
 _FILES = "SELECT hour, file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
 _CONFLICTS = """
-SELECT landing_id, uri, place, raw FROM quarantine
-WHERE reason = 'conflict' AND tenant_id = :tenant AND landing_id IN (
+SELECT tenant_id, landing_id, uri, place, raw FROM quarantine
+WHERE reason = 'conflict' AND tenant_id = ANY(CAST(:tenants AS text[])) AND landing_id IN (
   SELECT landing_id FROM landed_hours WHERE hour >= :first_hour AND hour < :ends)"""
 
 
@@ -196,19 +214,20 @@ WHERE reason = 'conflict' AND tenant_id = :tenant AND landing_id IN (
 
 # As metering counts: the first event of an id in an hour stands, conflicts are set aside.
 _EVENTS = """
-SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service,
-  row_number() OVER (PARTITION BY source, event_id, date_trunc('hour', event_time) ORDER BY landing_id, line) = 1
+SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service, tenant_id,
+  row_number() OVER (PARTITION BY tenant_id, source, event_id, date_trunc('hour', event_time) ORDER BY landing_id, line) = 1
     AS counted
 FROM read_parquet($files) e
-WHERE tenant_id = $tenant
+WHERE list_contains($tenants, tenant_id)
   AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
+                  AND c.tenant_id = e.tenant_id
                   AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
                   AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
 """
 _OF_PERIOD = "service = $service AND event_time >= $starts AND event_time < $ends"
 
 
-_Counted = dict[tuple[datetime, str], Decimal]
+_Counted = dict[tuple[str, datetime, str], Decimal]
 
 
 def _read_events(
@@ -216,33 +235,36 @@ def _read_events(
     landed: Sequence[tuple[datetime, str, int]],
     conflicts: Sequence[tuple[Any, ...]],
     line: Line,
+    tenants: Sequence[str],
     limit: int,
 ) -> tuple[tuple[Event, ...], int, _Counted]:
-    """The first events of the line, how many there are, and what they count to by window and dimensions."""
+    """The first events of the line, how many there are, and what they count to by tenant, window and dimensions."""
     if not landed:
         return (), 0, {}
     given = {"service": line.service, "starts": line.period.start, "ends": line.period.end}
     with duck() as db:
-        db.execute("CREATE TABLE conflicts (landing_id BIGINT, uri VARCHAR, place VARCHAR, raw VARCHAR)")
+        db.execute(
+            "CREATE TABLE conflicts (tenant_id VARCHAR, landing_id BIGINT, uri VARCHAR, place VARCHAR, raw VARCHAR)"
+        )
         if conflicts:
-            db.executemany("INSERT INTO conflicts VALUES (?, ?, ?, ?)", conflicts)
+            db.executemany("INSERT INTO conflicts VALUES (?, ?, ?, ?, ?)", conflicts)
         for number, files in enumerate(portions(landed)):
             with lake.at_hand(files) as paths:
                 into = "INSERT INTO traced" if number else "CREATE TEMP TABLE traced AS"
-                db.execute(into + _EVENTS, {"files": paths, "tenant": line.tenant_id})
+                db.execute(into + _EVENTS, {"files": paths, "tenants": list(tenants)})
         events = db.execute(
-            "SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, counted"
-            f" FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line LIMIT {int(limit)}",
+            "SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, counted,"
+            f" tenant_id FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line LIMIT {int(limit)}",
             given,
         ).fetchall()
         counted = db.execute(
-            "SELECT greatest(date_trunc('hour', event_time), $starts), dimensions, sum(quantity), count(*)"
+            "SELECT tenant_id, greatest(date_trunc('hour', event_time), $starts), dimensions, sum(quantity), count(*)"
             f" FROM traced WHERE counted AND {_OF_PERIOD} GROUP BY ALL",
             given,
         ).fetchall()
         every = db.execute(f"SELECT count(*) FROM traced WHERE {_OF_PERIOD}", given).fetchone()
     count = int(every[0]) if every else 0
-    return tuple(Event(*row) for row in events), count, {(at, dims): quantity for at, dims, quantity, _ in counted}
+    return tuple(Event(*row) for row in events), count, {tuple(key): quantity for *key, quantity, _ in counted}
 
 
 # --- up again --------------------------------------------------------------------------------------------------------
@@ -256,15 +278,15 @@ def _windows(booked: Sequence[Any], counted: _Counted) -> tuple[Window, ...]:
         windows.append(
             Window(
                 row.window_start, row.dimensions, row.metered_quantity, row.metered_revision,
-                rest.pop((row.window_start, row.dimensions), ZERO), row.rated_quantity, row.amount,
-                row.rate_card_version, row.basis, row.asked_quantity, row.answered_amount,
+                rest.pop((row.tenant_id, row.window_start, row.dimensions), ZERO), row.rated_quantity, row.amount,
+                row.rate_card_version, row.basis, row.asked_quantity, row.answered_amount, row.tenant_id,
             )
         )  # fmt: skip
-    for (window_start, dimensions), quantity in rest.items():
+    for (tenant_id, window_start, dimensions), quantity in rest.items():
         windows.append(
-            Window(window_start, dimensions, ZERO, 0, quantity, None, None, None, None, None, None)
+            Window(window_start, dimensions, ZERO, 0, quantity, None, None, None, None, None, None, tenant_id)
         )  # fmt: skip
-    return tuple(sorted(windows, key=lambda window: (window.window_start, window.dimensions)))
+    return tuple(sorted(windows, key=lambda window: (window.window_start, window.tenant_id, window.dimensions)))
 
 
 def _derived(catalog: Catalog, line: Line, records: Sequence[Record]) -> Decimal | None:

@@ -12,6 +12,7 @@ import pytest
 from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.ledger.waterfall import Step, waterfall
 from clawbill_pipeline.reconciliation.compare import Reconciled, reconcile
+from clawbill_pipeline.reconciliation.lineage import explain
 from clawbill_pipeline_tests.reconciliation.month import FINAL, NOW, PERIOD, Month, hour
 
 D = Decimal
@@ -169,3 +170,18 @@ def test_a_tenant_that_was_not_rated_does_not_hold_up_the_other(month: Month) ->
     sent(month)
     *_, row = month.run("SELECT units, parts FROM usage_records WHERE hour = :hour ORDER BY revision", hour=hour(5))
     assert (row.units, row.parts) == (105_000, {"acme": "45000", "globex": "60000"})
+
+
+def test_a_shared_line_leads_to_the_events_of_all(month: Month) -> None:
+    billed(month)
+    found = explain(month.ledger, month.lake, month.catalog, "il_acme_tokens")
+    assert found.parts == {"acme": D("4.50000045"), "globex": D("0.8550003")}
+    assert found.rated_amount == D("5.35500075")
+    assert found.derived_amount == D("5.36")
+    assert [(event.tenant_id, event.quantity) for event in found.events] == [
+        ("acme", D("1000.0003")), ("acme", D(2000)), ("globex", D("500.0002")), ("globex", D(70)),
+    ]  # fmt: skip
+    assert [(window.tenant_id, window.window_start) for window in found.windows] == [
+        ("acme", hour(1)), ("acme", hour(2)), ("globex", hour(2)), ("globex", hour(3)),
+    ]  # fmt: skip
+    assert all(check.passed for check in found.checks)
