@@ -215,8 +215,8 @@ WHERE reason = 'conflict' AND tenant_id = ANY(CAST(:tenants AS text[])) AND land
 # As metering counts: the first event of an id in an hour stands, conflicts are set aside.
 _EVENTS = """
 SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service, tenant_id,
-  row_number() OVER (PARTITION BY tenant_id, source, event_id, date_trunc('hour', event_time) ORDER BY landing_id, line) = 1
-    AS counted
+  row_number() OVER (PARTITION BY tenant_id, source, event_id, date_trunc('hour', event_time)
+                     ORDER BY landing_id, line) = 1 AS counted
 FROM read_parquet($files) e
 WHERE list_contains($tenants, tenant_id)
   AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
@@ -254,7 +254,8 @@ def _read_events(
                 db.execute(into + _EVENTS, {"files": paths, "tenants": list(tenants)})
         events = db.execute(
             "SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, counted,"
-            f" tenant_id FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line LIMIT {int(limit)}",
+            f" tenant_id FROM traced WHERE {_OF_PERIOD} ORDER BY event_time, event_id, landing_id, line"
+            f" LIMIT {int(limit)}",
             given,
         ).fetchall()
         counted = db.execute(

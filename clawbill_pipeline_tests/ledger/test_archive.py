@@ -70,7 +70,7 @@ def test_an_invoice_line_of_an_archived_month_is_explained_as_before(month: Mont
     store(month)
     assert told() == before
     assert not any(everything(month).values()), "looking changes nothing"
-    with looking_into(month.ledger, month.lake, START, END, "acme") as connection:
+    with looking_into(month.ledger, month.lake, START, END, ["acme"]) as connection:
         tenants = connection.scalars(text("SELECT DISTINCT tenant_id FROM metered_usage")).all()
     assert tenants == ["acme"]
 
