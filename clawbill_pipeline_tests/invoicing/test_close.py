@@ -9,23 +9,18 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
-from sqlalchemy import insert, text
 
 from clawbill_pipeline.catalog import Catalog, parse
 from clawbill_pipeline.catalog.closing import Closing
 from clawbill_pipeline.invoicing.adjustments import propose_adjustments
 from clawbill_pipeline.invoicing.booked import trial_end
-from clawbill_pipeline.invoicing.close import Closed, NotADraft, close_drafts, close_status, hold, release
+from clawbill_pipeline.invoicing.close import NotADraft, close_drafts, close_status, hold, release
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.tables import metered_usage, rated_usage, usage_records
-from clawbill_pipeline.money import plain
-from clawbill_pipeline.stripe_api import StripeApi
-from clawbill_pipeline_tests.invoicing.conftest import CATALOG, Inbox
-from clawbill_pipeline_tests.sandbox.stripe.server import HOUR, START, Account, Sandbox
+from clawbill_pipeline_tests.invoicing.conftest import CATALOG
+from clawbill_pipeline_tests.invoicing.month import UNITS, Month
+from clawbill_pipeline_tests.sandbox.stripe.server import START, Sandbox
 
 FROM = datetime.fromtimestamp(START, UTC)
-UNITS = 12_340_000
 
 
 @pytest.fixture(scope="module")
@@ -33,132 +28,7 @@ def catalog() -> Catalog:
     return parse(CATALOG.replace("2026-10-01", "2026-03-01"))
 
 
-class Month:
-    """A month of globex at the stand-in, whose draft is there; ``at`` is the stand-in's time."""
-
-    def __init__(self, sandbox: Sandbox, ledger: Ledger, catalog: Catalog, sent: int = UNITS) -> None:
-        self.sandbox, self.ledger, self.catalog = sandbox, ledger, catalog
-        self.account: Account = sandbox.account()
-        meter = self.account.meter()
-        price = self.account.price(meter.id, unit_amount_decimal="0.0001")
-        self.customer = self.account.customer(email="a@b.c")
-        params = {"customer": self.customer, "items": [{"price": price.id}]}
-        self.subscription = self.account.v1.subscriptions.create(params)
-        self.item = self.subscription["items"].data[0]
-        self.account.use(self.customer, sent, self.item.current_period_start)
-        self.api = StripeApi(SecretStr(self.account.key), sandbox.url)
-        self.inbox = Inbox(ledger, catalog, self.api)
-        self.inbox.map()
-        with ledger.transaction() as connection:
-            both = {"customer": self.customer, "subscription": self.subscription.id, "item": self.item.id}
-            connection.execute(
-                text("UPDATE stripe_customers SET customer_id = :customer, subscription_id = :subscription"), both
-            )
-            items = "UPDATE stripe_items SET subscription_item_id = :item, meter_id = :meter"
-            connection.execute(text(items), both | {"meter": meter.id})
-        sandbox.move_to(self.item.current_period_end)
-        self.read()
-
-    @property
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.sandbox.now(), UTC)
-
-    def read(self) -> None:
-        """Lands and applies what Stripe sent meanwhile."""
-        seen = {row.event_id for row in self.inbox.rows("stripe_events")}
-        for event in reversed(list(self.account.v1.events.list({"limit": 100}).auto_paging_iter())):
-            if event.id not in seen:
-                self.inbox.land_body(str(event))
-        self.inbox.apply()
-
-    def book(
-        self,
-        units: int = UNITS,
-        *,
-        revision: int = 1,
-        state: str = "delivered",
-        metered: bool = True,
-        planned_at: datetime = FROM,
-    ) -> None:
-        """Puts the month's usage into the ledger, all in its first hour."""
-        self.ledger.ensure_partitions([FROM])
-        amount = Decimal(units) / 1_000_000
-        window: dict[str, Any] = {
-            "hour": FROM,
-            "tenant_id": "globex",
-            "service": "requests",
-            "window_start": FROM,
-            "revision": revision,
-            "run_id": "run_1",
-        }
-        rated = {
-            "dimensions": "",
-            "metered_revision": revision,
-            "basis": "hourly",
-            "reason": "first",
-            "quantity": amount,
-            "amount": amount,
-            "currency": "USD",
-            "asked_quantity": amount,
-            "answered_amount": amount,
-            "period_start": FROM,
-            "answer": {},
-            "rate_card_version": "standard",
-            "latency_ms": 1,
-            "rated_at": FROM,
-        }
-        record = {
-            "identifier": f"id_{revision}",
-            "customer_id": self.customer,
-            "meter": "tokens",
-            "backend": "sum_meter",
-            "units": units,
-            "value": units,
-            "exact_units": units,
-            "period_start": FROM,
-            "event_timestamp": FROM,
-            "payload": {},
-            "payload_sha256": "x",
-            "planned_at": planned_at,
-            "state": state,
-            "settled_at": FROM if state == "delivered" else None,
-        }
-        with self.ledger.transaction() as connection:
-            if metered:
-                connection.execute(
-                    text(
-                        "INSERT INTO metered_hours SELECT hour, 0, 1, 0, 0, 1, hour, 'run_1' FROM"
-                        " generate_series(:first, :last, interval '1 hour') hour ON CONFLICT DO NOTHING"
-                    ),
-                    {"first": FROM, "last": datetime.fromtimestamp(self.item.current_period_end - HOUR, UTC)},
-                )
-            quantity = {"quantity": amount, "events": 1, "reason": "first", "metered_at": FROM, "dimensions": ""}
-            connection.execute(insert(metered_usage).values(window | quantity))
-            connection.execute(insert(rated_usage).values(window | rated))
-            connection.execute(insert(usage_records).values(window | record))
-
-    def close(self, closing: Closing | None = None) -> Closed:
-        return close_drafts(self.ledger, self.catalog, self.api, closing or Closing(), now=self.now, run_id="run_1")
-
-    @property
-    def invoice(self) -> Any:
-        return self.account.v1.invoices.list({"subscription": self.subscription.id}).data[0]
-
-    def breaks(self) -> list[tuple[str, str, str, bool]]:
-        """Service, cause and amount of each break of a draft, and whether it is open."""
-        rows = self.inbox.rows("breaks", "id")
-        assert {(row.step, row.period, row.tenant_id) for row in rows} <= {("ledger_drafted", "2026-03", "globex")}
-        return [(row.service, row.cause, plain(row.amount), row.closed_at is None) for row in rows]
-
-    def trail(self) -> list[str]:
-        return [row.kind for row in self.inbox.rows("audit_trail", "id") if row.kind.startswith("close.")]
-
-    def finalized(self) -> str:
-        self.sandbox.move_to(self.sandbox.now() + 3 * HOUR)
-        return str(self.invoice.status)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     running = Sandbox(tmp_path_factory.mktemp("stripe") / "state")
     yield running
@@ -273,7 +143,7 @@ def test_a_draft_is_behind_until_stripe_counts_again_and_its_meter_says_so(month
     result = month.close()
     assert (result.released, result.comparisons[0].differences) == (1, ())
     (summary,) = month.inbox.rows("usage_summaries")
-    assert (summary.units, summary.period_start, summary.hour) == (UNITS + 500_000, FROM, None)
+    assert (summary.units, summary.period_start, summary.hour) == (UNITS + 500_000, month.start, None)
     assert month.finalized() == "paid"
     assert month.invoice.total == 1284
 
@@ -282,15 +152,16 @@ def test_the_overview_shows_every_open_period(month: Month) -> None:
     month.book()
     month.close()
     old, running = close_status(month.ledger, month.catalog, now=month.now)
-    assert (old.tenant_id, old.start, old.hours, old.metered) == ("globex", FROM, 744, 744)
+    assert (old.tenant_id, old.start, old.hours, old.metered) == ("globex", month.start, 744, 744)
     assert (old.delivered, old.confirmed, old.compared, old.decision) == (True, False, "agrees", None)
     assert old.finalizes_at == old.end + timedelta(hours=1)
-    assert (running.start, running.invoice_id, running.metered, running.hours) == (old.end, None, 0, 720)
+    hours = (running.end - old.end) // timedelta(hours=1)
+    assert (running.start, running.invoice_id, running.metered, running.hours) == (old.end, None, 0, hours)
     assert close_status(month.ledger, month.catalog, now=month.now, tenant_id="nobody") == []
 
 
-def test_usage_after_the_invoice_is_proposed_as_an_adjustment_of_its_period(month: Month) -> None:
-    """PEERS.md, case 9: an event that is late by periods is never dropped in silence."""
+def test_peers_09_usage_after_the_invoice_is_proposed_as_an_adjustment_of_its_period(month: Month) -> None:
+    """An event that is late by periods is never dropped in silence (killbill#876)."""
     month.book()
     assert month.finalized() == "paid"
     month.read()
@@ -300,7 +171,7 @@ def test_usage_after_the_invoice_is_proposed_as_an_adjustment_of_its_period(mont
     result = propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_2")
     (late,) = result.adjustments
     assert (late.tenant_id, late.service, late.units, late.amount) == ("globex", "requests", 2_500_000, Decimal("2.5"))
-    assert (late.period_start, late.currency, result.written, result.checks[0].passed) == (FROM, "USD", 1, False)
+    assert (late.period_start, late.currency, result.written, result.checks[0].passed) == (month.start, "USD", 1, False)
     assert propose_adjustments(month.ledger, month.catalog, now=month.now, run_id="run_3").written == 0
 
     month.book(UNITS, revision=3, planned_at=month.now)

@@ -1,13 +1,13 @@
-"""A tenant's months, told in a few lines each: the stand-in's clock moves, its webhooks reach the served app.
+"""What Stripe alone brings about in a tenant's months: a card that never recovers, a trial, a credit note, a rejection.
 
-What was used is sent to Stripe as it is; metering and rating are not part of these stories.
+What was used is sent to Stripe as it is. The stories through every station are in ``scenarios.test_stories``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,6 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.invoicing.dunning import advance_standing
 from clawbill_pipeline.invoicing.inbox import Applied, apply_events
-from clawbill_pipeline.invoicing.sweep import sweep_events
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.stripe_api import StripeApi
@@ -126,44 +125,6 @@ def story(sandbox: Sandbox, ledger: Ledger, ledger_url: str, catalog: Catalog) -
     assert story.problems == []
 
 
-def test_the_happy_month(story: Story) -> None:
-    story.subscribe()
-    story.use("12.34")
-    story.until_period_end()
-    assert story.invoices == [("draft", "0.00")]
-    story.wait(hours=1)
-    assert story.invoices == [("paid", "12.34")]
-    assert story.standings == ["current"]
-    (line,) = story.inbox.rows("invoice_lines")
-    assert (line.tenant_id, line.service, line.quantity, line.amount) == (
-        "globex",
-        "requests",
-        12_340_000,
-        Decimal("12.34"),
-    )
-
-
-def test_the_late_night_file(story: Story) -> None:
-    story.subscribe()
-    story.use("1.00")
-    story.until_period_end()
-    story.account.use(story.customer, 2_000_000, story.sandbox.now() - 60)
-    story.wait(hours=1)
-    assert story.invoices == [("paid", "3.00")]
-
-
-def test_the_failed_card_that_recovers(story: Story) -> None:
-    story.subscribe()
-    story.use("5.00")
-    story.card("fail")
-    story.until_period_end()
-    story.wait(hours=2)
-    assert (story.invoices, story.standings) == ([("open", "0.00")], ["current", "past_due"])
-    story.card("succeed")
-    story.wait(days=3.1)
-    assert (story.invoices, story.standings) == ([("paid", "5.00")], ["current", "past_due", "current"])
-
-
 def test_the_card_that_never_recovers(story: Story) -> None:
     story.subscribe()
     story.use("5.00")
@@ -193,34 +154,6 @@ def test_the_trial(story: Story) -> None:
     assert story.invoices[-1] == ("paid", "1.50")
 
 
-def test_the_cancellation_in_mid_hour(story: Story) -> None:
-    """PEERS.md, case 8: what was used is billed."""
-    story.subscribe()
-    story.wait(days=10, hours=0.4)
-    story.use("2.00")
-    story.wait(hours=0.1)
-    story.account.v1.subscriptions.cancel(story.subscription.id, {"invoice_now": True})
-    story.wait(hours=2)
-    assert story.invoices == [("paid", "2.00")]
-    assert story.standings == ["current", "cancelled"]
-
-
-def test_the_february_anchor(story: Story) -> None:
-    """PEERS.md, case 7: periods anchored on the 31st tile through February; each hour is on one invoice."""
-    anchor = datetime(story.now.year + 1, 1, 31, tzinfo=UTC)
-    story.sandbox.move_to(int(anchor.timestamp()))
-    story.subscribe()
-    for _ in range(3):
-        story.use("1.00")
-        story.wait(days=1)
-        story.until_period_end()
-    story.wait(hours=1)
-    assert story.invoices == [("paid", "1.00")] * 3
-    spans = [(row.period_start, row.period_end) for row in story.inbox.rows("invoice_lines", "period_start")]
-    assert [span[0].day for span in spans] == [31, (anchor.replace(month=3, day=1) - timedelta(days=1)).day, 31]
-    assert [span[1] for span in spans[:-1]] == [span[0] for span in spans[1:]]
-
-
 def test_the_credit_note(story: Story) -> None:
     story.subscribe()
     story.use("5.00")
@@ -243,44 +176,3 @@ def test_usage_that_stripe_rejects_after_its_200(story: Story) -> None:
     story.wait(hours=1)
     rejected = [row for row in story.inbox.rows("audit_trail") if row.kind == "usage_record.rejected"]
     assert [(row.subject, row.detail["code"]) for row in rejected] == [("cb1-lost", "meter_event_customer_not_found")]
-
-
-def test_the_webhook_outage_of_two_days(sandbox: Sandbox, ledger: Ledger, ledger_url: str, catalog: Catalog) -> None:
-    """PEERS.md, case 10: what happened while nobody listened is swept up, and the ledger is as if it had been told."""
-    story = Story(sandbox, ledger, catalog)
-    story.card("fail")
-    with story.webhook(ledger_url):
-        story.subscribe()
-        story.use("5.00")
-        story.until_period_end()
-    story.wait(days=1)
-    story.card("succeed")
-    story.wait(days=3)
-    assert (story.invoices, story.standings) == ([("draft", "0.00")], ["current"])
-    with story.webhook(ledger_url):
-        swept = sweep_events(ledger, story.api, since=story.now - timedelta(days=5), now=story.now)
-        assert swept.problems == ()
-        assert 0 < swept.landed < swept.listed, "some were there already"
-        story.handle()
-    assert story.problems == []
-    assert (story.invoices, story.standings[-1]) == ([("paid", "5.00")], "current")
-    assert len(story.inbox.rows("invoice_lines")) == 1
-
-
-def test_the_duplicate_storm(sandbox: Sandbox, ledger: Ledger, ledger_url: str, catalog: Catalog) -> None:
-    """Every webhook twice and in no order: the rows are those of the quiet month."""
-    story = Story(sandbox, ledger, catalog)
-    with story.webhook(ledger_url, webhook_duplicates=1, webhook_shuffle_seconds=0.2):
-        story.subscribe()
-        story.use("5.00")
-        story.card("fail")
-        story.until_period_end()
-        story.wait(hours=2)
-        story.card("succeed")
-        story.wait(days=4)
-    assert story.problems == []
-    assert (story.invoices, story.standings[-1]) == ([("paid", "5.00")], "current")
-    events = story.inbox.rows("stripe_events")
-    assert len({row.event_id for row in events}) == len(events)
-    (invoice,) = story.inbox.rows("invoices")
-    assert invoice.object["status"] == story.account.v1.invoices.retrieve(invoice.invoice_id).status == "paid"
