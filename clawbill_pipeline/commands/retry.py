@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from clawbill_pipeline.catalog import openclaw_service
+from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.commands.shared import catalog_of, now_of, openclaw_of, opened, state_option, table, who
+from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.rating.retries import drop as drop_rows
 from clawbill_pipeline.rating.retries import run_retries, waiting
 
@@ -39,9 +41,12 @@ def list_(state: Path | None, tenant: str | None, kind: str | None, limit: int) 
 @retry.command()
 @state_option
 def run(state: Path | None) -> None:
-    """Ask again for what is due now; what gets an amount is sent by the next run of its hour."""
+    """Ask again for what is due now; what gets an amount is planned, and sent by the next run."""
     with opened(state) as (settings, ledger):
-        worked = run_retries(ledger, catalog_of(settings), openclaw_of(settings), now=now_of(settings), run_id=who())
+        catalog, now, run_id = catalog_of(settings), now_of(settings), who()
+        worked = run_retries(ledger, catalog, openclaw_of(settings), now=now, run_id=run_id)
+        for hour in worked.hours:
+            plan(ledger, catalog, hours=(hour, hour + HOUR), now=now, run_id=run_id)
     click.echo(
         f"{worked.due} were due: {worked.booked} have an amount, {worked.retry} wait on, {worked.refused} refused."
     )
