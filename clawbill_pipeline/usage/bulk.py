@@ -87,16 +87,26 @@ class Bulk:
             explicit_schema=pa.schema(fields), unexpected_field_behavior="error" if closed else "ignore"
         )
 
-    def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
-        """The same of Parquet rows, where the mapping only names fields and each is of a fitting type."""
+    def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line], int]:
+        """The same of Parquet rows, where the mapping only names fields and each is of a fitting type.
+
+        The third is how many of the rows have a quantity of nothing, which the mapping passes over.
+        """
         given = self._given(block.rows, mapping)
         if given is None:
-            return [], block.lines()
+            return [], block.lines(), 0
         columns, good = self._checked(given)
+        nothing = np.empty(0, np.int64)
+        if mapping.usage[0].skip_zero:
+            none = pc.equal(given["quantity"], _ZERO).fill_null(True).to_numpy(zero_copy_only=False)
+            nothing = np.flatnonzero(none)
+            some = ~none[good]
+            if not some.all():
+                good, columns = good[some], [column.filter(pa.array(some)) for column in columns]
         places = [pa.array(good + block.first + 1), pa.array(np.zeros(len(good), np.int64))]
         batch = pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS)
-        left = block.part(np.delete(np.arange(block.rows.num_rows), good))
-        return [batch] if len(good) else [], left
+        left = block.part(np.delete(np.arange(block.rows.num_rows), np.concatenate([good, nothing])))
+        return [batch] if len(good) else [], left, len(nothing)
 
     def _given(self, rows: pa.RecordBatch, mapping: Mapping) -> dict[str, pa.Array] | None:
         (measure, *more) = mapping.usage
@@ -107,7 +117,7 @@ class Bulk:
             "timestamp": mapping.timestamp,
             "quantity": measure.quantity,
         }
-        simple = not more and not measure.skip_zero and measure.quantity.scale == 1 and mapping.timestamp.is_plain
+        simple = not more and measure.quantity.scale == 1 and mapping.timestamp.is_plain
         fields = {name: value.field for name, value in (named | dict(mapping.dimensions)).items() if value is not None}
         if not simple or len(fields) < len(named) or not set(fields.values()) <= set(rows.schema.names):
             return None

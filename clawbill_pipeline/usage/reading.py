@@ -54,12 +54,13 @@ class Reader:
     def read(self, block: Block) -> _Part:
         batches: list[pa.RecordBatch] = []
         lines: Iterable[Line] = block.lines()
+        passed = 0
         if self._bulk is not None:
             if isinstance(self._format, JsonRecords) and isinstance(block, TextBlock) and block.kind == "lines":
                 batches, lines = self._bulk.json_lines(block)
             elif isinstance(self._format, Mapped) and isinstance(block, ParquetBlock):
-                batches, lines = self._bulk.rows(block, self._format.mapping)
-        taken = sum(batch.num_rows for batch in batches)
+                batches, lines, passed = self._bulk.rows(block, self._format.mapping)
+        taken = passed + sum(batch.num_rows for batch in batches)
         slow = OneByOne(self._source, self._uri, self._format, self._judge)
         for line in lines:
             slow.read(line)

@@ -175,6 +175,22 @@ def test_parquet_fast_and_slow(place, monkeypatch, fast):
     assert len(place.events()) == 10
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_parquet_rows_of_nothing_are_passed_over(place, monkeypatch, fast):
+    if not fast:
+        monkeypatch.setattr(bulk.Bulk, "_given", lambda *_: None)
+    else:
+        monkeypatch.setattr(parquet.ParquetBlock, "part", lambda _, rows: (1 / 0 for _ in rows))
+    usage = [{"service": "what", "quantity": "much"}]
+    place.sources = files("*.parquet", mapping={**PLAIN, "usage": usage})
+    at = datetime(2026, 11, 22, tzinfo=UTC)
+    nothing = [row("none", much=None, at=at), row("zero", much=Decimal(0), at=None, who=None, what="no service")]
+    write(place.logs / "a.parquet", [row("e", much=Decimal(2), at=at), *nothing], **EXACT)
+    landed = place.land()
+    assert (landed.lines, landed.event_lines, landed.events, landed.quarantined) == (3, 3, 1, 0)
+    assert quantities(place.events()) == {"e": 2}
+
+
 def test_parquet_doubles_are_taken_only_where_their_digits_are_sure(place):
     place.sources = files("*.parquet")
     at = datetime(2026, 11, 22, tzinfo=UTC)
