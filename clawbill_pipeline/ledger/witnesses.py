@@ -13,6 +13,8 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.catalog.periods import HOUR
+from clawbill_pipeline.ledger.waterfall import Scope
 from clawbill_pipeline.money import EXACT, plain
 
 ZERO = Decimal(0)
@@ -40,6 +42,11 @@ class Witness:
     archived: int
     archived_quantity: Decimal
     said_at: datetime
+
+    @property
+    def is_day(self) -> bool:
+        """Whether it speaks of a day; of an hour otherwise."""
+        return self.ends - self.starts > HOUR
 
     @property
     def difference(self) -> Decimal:
@@ -78,6 +85,25 @@ def read_witnesses(
     """
     given = {"start": start, "end": end, "tenants": None if tenants is None else list(tenants)}
     return [Witness(*row) for row in connection.execute(_WITNESSES, given)]
+
+
+def of_periods(connection: Connection, scope: Scope) -> tuple[Witness, ...]:
+    """What witnesses say of times within the billing periods of ``scope``: by days, and by hours where no day is told.
+
+    A day that a period's boundary cuts is of neither period.
+    """
+    given = scope.parameters
+    spans = {name: (start, end) for name, start, end in zip(given["ids"], given["starts"], given["ends"], strict=True)}
+    month = given["month_start"], given["month_end"]
+    found = read_witnesses(connection, given["first"], given["last"], given["tenant"] and [given["tenant"]])
+    days = {(one.source, one.tenant_id, one.service, one.starts.date()) for one in found if one.is_day}
+    kept = []
+    for one in found:
+        start, end = spans.get(one.tenant_id, month)
+        told = one.is_day or (one.source, one.tenant_id, one.service, one.starts.date()) not in days
+        if told and one.starts >= start and one.ends <= end:
+            kept.append(one)
+    return tuple(kept)
 
 
 _WITNESSES = text("""

@@ -27,7 +27,7 @@ from clawbill_pipeline.reporting.harmless import harmless
 from clawbill_pipeline.reporting.render import ReportFile, register, stored, write
 from clawbill_pipeline.reporting.tables import BREAKS as BREAK_COLUMNS
 from clawbill_pipeline.reporting.tables import table
-from clawbill_pipeline.reporting.workbook import BREAKS, MOST_ROWS, Column
+from clawbill_pipeline.reporting.workbook import BREAKS, MOST_ROWS, WITNESSES, Column
 from clawbill_pipeline.results import Check
 
 HOURS = (
@@ -42,6 +42,7 @@ HOURS = (
     Column("sent_units", "Units acknowledged", 18, "quantity"),
     Column("held_units", "Units held by Stripe", 18, "quantity"),
     Column("revisions", "Revisions", 10, "quantity"),
+    Column("witness_quantity", "Witness (informative)", 18, "quantity"),
 )
 
 
@@ -113,6 +114,8 @@ def day_workbook(report: DayReport) -> bytes:
     summary = book.add_worksheet("Summary")
     _sheet(book, "Hours", HOURS, report.hours, looks)
     _sheet(book, "Breaks", BREAKS, report.breaks, looks)
+    if report.witnesses:
+        _sheet(book, "Witnesses", WITNESSES, report.witnesses, looks)
     _summary(summary, report, looks)
     book.close()
     return out.getvalue()

@@ -5,12 +5,13 @@ Days are of UTC. What only a period knows (invoices, payments, totals) is in the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.ledger.witnesses import Witness, read_witnesses
 from clawbill_pipeline.money import total
 from clawbill_pipeline.reporting.report import Bar, Break, NothingToReport
 
@@ -18,7 +19,7 @@ from clawbill_pipeline.reporting.report import Bar, Break, NothingToReport
 @dataclass(frozen=True)
 class Hour:
     """One tenant's service in one hour. ``held_units`` is None where Stripe's hours were not read: where the period's
-    total agrees they need not be."""
+    total agrees they need not be. ``witness_quantity`` is what a witness says of the hour, for information."""
 
     hour: datetime
     tenant_id: str
@@ -31,6 +32,7 @@ class Hour:
     sent_units: Decimal | None
     held_units: Decimal | None
     revisions: int
+    witness_quantity: Decimal | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class DayReport:
     as_of: datetime
     hours: tuple[Hour, ...]
     breaks: tuple[Break, ...]
+    witnesses: tuple[Witness, ...] = ()
 
     @property
     def currencies(self) -> tuple[str, ...]:
@@ -85,12 +88,20 @@ def read_day(connection: Connection, day: date) -> DayReport:
         )
     start = datetime.combine(day, time(), UTC)
     given = {"start": start, "end": start + timedelta(days=1)}
+    witnesses = read_witnesses(connection, given["start"], given["end"])
+    said: dict[tuple[datetime, str, str], list[Decimal]] = {}
+    for one in witnesses:
+        if not one.is_day:
+            said.setdefault((one.starts, one.tenant_id, one.service), []).append(one.said_quantity)
+    hours = (Hour(**row._mapping) for row in connection.execute(_HOURS, given))
+    keyed = ((hour, said.get((hour.hour, hour.tenant_id, hour.service))) for hour in hours)
     return DayReport(
         day,
         newest.id,
         newest.as_of,
-        tuple(Hour(**row._mapping) for row in connection.execute(_HOURS, given)),
+        tuple(replace(hour, witness_quantity=total(told)) if told else hour for hour, told in keyed),
         tuple(Break(**row._mapping) for row in connection.execute(_BREAKS, given)),
+        tuple(one for one in witnesses if one.is_day),
     )
 
 

@@ -61,6 +61,7 @@ def page(report: Report) -> bytes:
         _waterfall(report),
         breaks_table(report.open, report.as_of),
         _causes(report),
+        _witnesses(report),
         _margin(report),
         _adjustments(report),
         _quarantine(report),
@@ -207,6 +208,21 @@ def _margin(report: Report) -> str:
              "Provider's cost", "Margin", "%"]  # fmt: skip
     note = "Of usage whose provider's cost is known."
     return table("Margin", heads, rows, len(report.margins), note, foot, left=3)
+
+
+def _witnesses(report: Report) -> str:
+    if not report.witnesses:
+        return ""
+    rows = [
+        f'<tr><th scope="row">{escape(w.tenant_id)}</th><td>{escape(w.service)}</td><td>{instant(w.starts)}</td>'
+        f"{amount_cell(w.said_quantity)}{amount_cell(w.counted_quantity)}{amount_cell(w.difference)}"
+        f"<td>{escape(w.why)}</td></tr>"
+        for w in report.witnesses[:MOST_ROWS]
+    ]
+    heads = ["Tenant", "Service", "From (UTC)", "Witness says", "Metered", "Difference", "Why"]
+    numeric = {"Witness says", "Metered", "Difference"}
+    note = "What gateways say themselves: informative, nobody is billed by it."
+    return table("Witnesses", heads, rows, len(report.witnesses), note, numeric=numeric)
 
 
 def _adjustments(report: Report) -> str:

@@ -17,7 +17,7 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.reporting.focus import focus_csv
 from clawbill_pipeline.reporting.page import page
 from clawbill_pipeline.reporting.report import Report, read_report
-from clawbill_pipeline.reporting.tables import breaks_csv, margin_csv, waterfall_csv
+from clawbill_pipeline.reporting.tables import breaks_csv, margin_csv, waterfall_csv, witnesses_csv
 from clawbill_pipeline.reporting.workbook import workbook
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.storage import Folder
@@ -29,6 +29,8 @@ FILES: dict[str, Callable[[Report], bytes]] = {
     "waterfall.csv": waterfall_csv,
     "breaks.csv": breaks_csv,
 }
+#: Only where a source has one.
+WITNESSES = "witnesses.csv"
 #: Only where the cost of something is known.
 MARGIN = "margin.csv"
 #: Rated usage for other tools; streamed, as it has a row for every rated window.
@@ -72,6 +74,8 @@ def render(
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         report = read_report(connection, catalog, period)
         files = [write(place, f"{period}/{name}", [make(report)]) for name, make in FILES.items()]
+        if report.witnesses:
+            files.append(write(place, f"{period}/{WITNESSES}", [witnesses_csv(report)]))
         if report.margins:
             files.append(write(place, f"{period}/{MARGIN}", [margin_csv(report)]))
         files.append(write(place, f"{period}/{FOCUS}", focus_csv(connection, catalog, period, report.costs)))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal, localcontext
 from typing import Any
@@ -16,6 +16,7 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.costs import UnitCost
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
+from clawbill_pipeline.ledger.witnesses import Witness, of_periods
 from clawbill_pipeline.money import EXACT, total
 from clawbill_pipeline.reporting.margin import Margin, read_margins
 
@@ -112,6 +113,7 @@ class Report:
     days: tuple[Day, ...]
     costs: tuple[UnitCost, ...] = ()
     margins: tuple[Margin, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
 
     @property
     def open(self) -> tuple[Break, ...]:
@@ -189,17 +191,24 @@ def read_report(connection: Connection, catalog: Catalog, period: str) -> Report
             dict(row._mapping) for row in connection.execute(text(f"WITH {scope.PERIODS} {query}"), scope.parameters)
         )
 
+    witnesses = of_periods(connection, scope)
+    said: dict[tuple[str, str], Decimal] = {}
+    for one in witnesses:
+        key = one.tenant_id, one.service
+        said[key] = EXACT.add(said.get(key, ZERO), one.said_quantity)
+    steps = (Step.from_json(step) for step in newest.waterfall)
     return Report(
         period=period,
         reconciliation_id=newest.id,
         as_of=newest.as_of,
-        steps=tuple(Step.from_json(step) for step in newest.waterfall),
+        steps=tuple(replace(step, witness_quantity=said.get((step.tenant_id, step.service))) for step in steps),
         breaks=tuple(Break(**row) for row in rows(_BREAKS)),
         adjustments=tuple(Adjustment(**row) for row in rows(_ADJUSTMENTS)),
         quarantined=tuple(Quarantined(**row) for row in rows(_QUARANTINED)),
         days=tuple(Day(**row) for row in rows(_DAYS)),
         costs=costs,
         margins=read_margins(connection, catalog, scope, costs),
+        witnesses=witnesses,
     )
 
 

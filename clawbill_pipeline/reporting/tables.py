@@ -15,11 +15,15 @@ from clawbill_pipeline.reporting.report import Report
 
 WATERFALL = (
     "tenant_id", "service", "currency", "bill_by", "metered_quantity", "rated_amount", "sent", "held_by_stripe",
-    "invoiced_amount", "paid_amount", "rounding", "breaks", "waiting",
+    "invoiced_amount", "paid_amount", "rounding", "breaks", "waiting", "witness_quantity",
 )  # fmt: skip
 BREAKS = (
     "tenant_id", "service", "hour", "step", "cause", "standing", "currency", "quantity", "amount", "detail",
     "first_seen", "last_seen", "closed_at",
+)  # fmt: skip
+WITNESSES = (
+    "tenant_id", "service", "source", "starts", "ends", "said_quantity", "counted_quantity", "difference", "why",
+    "said_cost", "counted_cost", "said_at",
 )  # fmt: skip
 MARGIN = (
     "tenant_id", "service", "currency", "quantity", "unknown_quantity", "revenue", "cost", "cost_currency", "margin",
@@ -33,6 +37,10 @@ def waterfall_csv(report: Report) -> bytes:
 
 def breaks_csv(report: Report) -> bytes:
     return table(BREAKS, report.breaks)
+
+
+def witnesses_csv(report: Report) -> bytes:
+    return table(WITNESSES, report.witnesses)
 
 
 def margin_csv(report: Report) -> bytes:

@@ -50,6 +50,7 @@ WATERFALL = (
     Column("rounding", "Rounding", 16, "number"),
     Column("breaks", "Open breaks", 12, "count"),
     Column("waiting", "Waiting", 10, "count"),
+    Column("witness_quantity", "Witness (informative)", 18, "quantity"),
 )
 BREAKS = (
     Column("tenant_id", "Tenant", 22),
@@ -97,6 +98,20 @@ ROUNDING = (
     Column("invoiced_amount", "Invoiced", 16, "money"),
     Column("rounding", "Rounding", 18, "number"),
 )
+WITNESSES = (
+    Column("tenant_id", "Tenant", 22),
+    Column("service", "Service", 24),
+    Column("source", "Source", 18),
+    Column("starts", "From (UTC)", 17, "at"),
+    Column("ends", "To (UTC)", 17, "at"),
+    Column("said_quantity", "Witness says", 18, "quantity"),
+    Column("counted_quantity", "Metered of this source", 18, "quantity"),
+    Column("difference", "Difference", 16, "quantity"),
+    Column("why", "Why", 70, "wrapped"),
+    Column("said_cost", "Witness's cost, USD", 18, "number"),
+    Column("counted_cost", "Cost of what was metered, USD", 18, "number"),
+    Column("said_at", "Said (UTC)", 17, "at"),
+)
 MARGIN = (
     Column("tenant_id", "Tenant", 22),
     Column("service", "Service", 24),
@@ -125,6 +140,8 @@ METHOD = (
     ("Periods", "Billing periods that start in the month named, in each tenant's own time zone. Hours are UTC."),
     ("Margin", "What was rated for usage whose provider's cost is known, less that cost: metered quantity at the unit "
      "cost of its hour. Nothing is shown where the cost is unknown."),
+    ("Witness", "What a gateway's own totals say of the usage, where a source has them: informative. They count copies "
+     "that forks and archives make of usage lines; nobody is billed by them, and no break comes of them."),
     ("Sent and held", "In the currency for services billed by amount, in the service's unit for those by quantity."),
 )  # fmt: skip
 
@@ -198,6 +215,8 @@ class _Book:
         self._sheet("Late and adjusted", ADJUSTMENTS, report.adjustments, "Nothing was late or adjusted.")
         self._sheet("Quarantine", QUARANTINE, report.quarantined, "No line is in quarantine.")
         self._rounding()
+        if report.witnesses:
+            self._sheet("Witnesses", WITNESSES, report.witnesses)
         if report.margins:
             self._margin()
         self._method()
