@@ -38,8 +38,8 @@ class Step:
     on the invoice, in major units of ``currency``; ``sent`` and ``held_by_stripe`` in the currency where the service
     is billed by amount, in the service's unit where it is billed by quantity. ``rounding`` is the part of
     ``invoiced_amount - rated_amount`` that is the rounding of the invoice lines; the rest of it are the breaks.
-    ``breaks`` are open faults, ``waiting`` differences that have not settled yet. ``witness_quantity`` is what a witness
-    says of the usage (see ``ledger.witnesses``): informative, filled in by reports, and no part of the JSON.
+    ``breaks`` are open faults, ``waiting`` differences that have not settled yet. ``witness_quantity`` is what a
+    witness says of the usage (see ``ledger.witnesses``): informative, filled in by reports, and no part of the JSON.
     """
 
     tenant_id: str
