@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -22,13 +22,16 @@ from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 if TYPE_CHECKING:
-    from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Config
+    from obstore.store import AzureConfig, BackoffConfig, ClientConfig, GCSConfig, RetryConfig, S3Config
 
 _ADDRESS = re.compile(r"(?P<scheme>s3|gs|az)://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)(?:/(?P<prefix>.*))?")
 #: Read at a time where less is asked for: a request costs as long as some megabytes take.
 _BUFFER = 4 * 1024 * 1024
-#: Tries before a store that is away (5xx, 429, no connection) is an error: about a minute.
-PATIENT = 10
+#: How often, and how long at most, a store that is away (5xx, 429, no connection) is asked again before that is an
+#: error: longer than a minute, which such things last.
+PATIENT = 25
+_PATIENCE = timedelta(seconds=100)
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(milliseconds=200), timedelta(seconds=10)
 
 
 class StoreError(OSError):
@@ -96,7 +99,9 @@ class ObjectFolder:
     def _store(self) -> S3Store | GCSStore | AzureStore:
         # An address that says http means it.
         client: ClientConfig = {"allow_http": True}
-        retry: RetryConfig = {"max_retries": self._tries}
+        # Pauses are drawn between the first one and so many times the last one.
+        pauses: BackoffConfig = {"init_backoff": _FIRST_PAUSE, "max_backoff": _LONGEST_PAUSE, "base": 3}
+        retry: RetryConfig = {"max_retries": self._tries, "retry_timeout": _PATIENCE, "backoff": pauses}
         prefix, endpoint = self.prefix or None, self._endpoint
         with self._clear():
             if self._scheme == "s3":
@@ -204,8 +209,9 @@ class ObjectFolder:
         if status in ("301", "307") or "configured region" in said:
             return StoreError(f"{address}: the bucket is in another region; set AWS_REGION to its own")
         if status == "429" or status.startswith("5"):
-            return StoreError(f"{address}: the store is busy or away ({answer}, after {self._tries + 1} tries); "
-                              "it is tried again next time")  # fmt: skip
+            tried = re.search(r"after (\d+) retries", said)
+            often = f", after {int(tried[1]) + 1} tries" if tried else ""
+            return StoreError(f"{address}: the store is busy or away ({answer}{often}); it is tried again next time")
         if status:
             return StoreError(f"{address}: the store refused ({answer})")
         if "error sending request" in said or "timed out" in said.lower():

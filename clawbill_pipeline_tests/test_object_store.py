@@ -102,6 +102,16 @@ def test_errors_say_what_to_do(bucket: Bucket, s3: Store, monkeypatch: pytest.Mo
         away.exists("a")
 
 
+def test_a_store_that_is_busy_for_a_while_is_waited_for(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put("a", b"1")
+    answers = iter([503, 503, 503])
+    monkeypatch.setattr(bucket.store, "refuse", lambda _: next(answers, None))
+    assert ObjectFolder(bucket.address).read("a") == b"1"
+    answers = iter([503])
+    ObjectFolder(bucket.address).write("b", b"2")
+    assert bucket.get("b") == b"2"
+
+
 @pytest.mark.parametrize("address", ["s3://", "s3:///prefix", "ftp://bucket/a", "s3://key:secret@bucket", "s3:/a"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="write s3://bucket/prefix"):
