@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -21,6 +22,7 @@ def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal, object_pairs_hook=_once)
+_SPACE = re.compile(r"\s")
 #: Where a CloudEvent says what a usage event needs.
 CLOUDEVENT_FIELDS = ("id", "subject", "type", "data.quantity", "time")
 
@@ -105,7 +107,7 @@ def _cloud_event(record: dict[str, Any]) -> Sequence[Claims]:
     for name, value in (("source", source), ("id", event_id)):
         if not isinstance(value, str) or not value:
             raise Fault("missing_field", name, f"a CloudEvent needs {name!r}, a string; add it")
-    if any(character.isspace() for character in str(source)):
+    if _SPACE.search(str(source)):
         raise Fault("not_a_cloudevent", "source", "source must be a URI reference, without white space")
     data = record.get("data")
     if not isinstance(data, dict):
