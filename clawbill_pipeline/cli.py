@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,10 @@ def up(state: Path | None, web_port: int, dagster_port: int, catalog: Path | Non
 
 @cli.command()
 @state_option
-@click.option("--period", help="Month in which the billing periods start, YYYY-MM. Default: all that have usage.")
+@click.option(
+    "--period",
+    help="Month in which the billing periods start, YYYY-MM (of days and weeks: YYYY-MM-DD). Default: all with usage.",
+)
 @click.option("--tenant", help="Only this tenant.")
 @click.option("--json", "as_json", is_flag=True, help="A list of objects, decimals as strings.")
 def waterfall(state: Path | None, period: str | None, tenant: str | None, as_json: bool) -> None:
@@ -180,7 +183,7 @@ def waterfall(state: Path | None, period: str | None, tenant: str | None, as_jso
     with opened(state) as (settings, ledger):
         catalog = load(settings.catalog_file)
         with ledger.transaction() as connection:
-            periods = [_month(period)] if period else periods_with_usage(connection, catalog)
+            periods = [_period(period)] if period else periods_with_usage(connection, catalog)
             found = {month: steps_of(connection, catalog, month, tenant) for month in periods}
     if as_json:
         rows = [{**step.as_json(), "period": month} for month, steps in found.items() for step in steps]
@@ -405,11 +408,15 @@ def _billed(amount: Any, currency: str | None) -> str:
     return "-" if amount is None or currency is None else str(rounded(amount, exponent(currency)))
 
 
-def _month(text: str) -> str:
-    try:
-        return f"{datetime.strptime(text, '%Y-%m').replace(tzinfo=UTC):%Y-%m}"
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no month; write for example 2026-01", param_hint="--period") from None
+def _period(text: str) -> str:
+    for form in ("%Y-%m", "%Y-%m-%d"):
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC).strftime(form)
+    raise click.BadParameter(
+        f"{text!r} is no billing period; write the month in which it starts, such as 2026-01, or where tenants are "
+        "billed by days or weeks the day, such as 2026-01-05",
+        param_hint="--period",
+    )
 
 
 def _demo_state(source: Path | None) -> Path:

@@ -19,7 +19,7 @@ from clawbill_pipeline.catalog.correcting import Correcting
 from clawbill_pipeline.catalog.costs import UnitCost, costs_of
 from clawbill_pipeline.catalog.dunning import Dunning
 from clawbill_pipeline.catalog.names import split_openclaw_service
-from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, utc_hour
+from clawbill_pipeline.catalog.periods import FIRST, Cadence, Interval, Period, period_of_month, utc_hour
 from clawbill_pipeline.catalog.prices import Price, needs_more_than_a_quantity
 from clawbill_pipeline.catalog.sources import Http, Source
 from clawbill_pipeline.catalog.volumes import Volumes
@@ -474,6 +474,27 @@ class Catalog(Closed):
                     (*where, name), "prorate: true is by days of the period, and this service is rated by the hour; "
                     "give the service basis: period_to_date, or drop it"
                 )  # fmt: skip
+
+    def period_keys(self, month: str, now: datetime) -> list[str]:
+        """``month`` (``YYYY-MM``), and the keys of billing periods of days and weeks that start in it until ``now``."""
+        keys: set[str] = set()
+        for cadence, zone in {(tenant.cadence, tenant.zone) for tenant in self.tenants.values()}:
+            if not cadence.by_days:
+                continue
+            period = cadence.period_at(period_of_month(month, 1, zone).start, zone)
+            while period.key[: len(month)] <= month and period.start <= now:
+                keys |= {period.key} if period.key.startswith(month) else set()
+                period = cadence.period_at(period.end, zone)
+        return [month, *sorted(keys)]
+
+    def open_months(self, now: datetime) -> set[str]:
+        """The months (``YYYY-MM``) in which a billing period starts that runs at ``now``, or that ended last."""
+        months: set[str] = set()
+        for cadence, zone in {(tenant.cadence, tenant.zone) for tenant in self.tenants.values()}:
+            runs = cadence.period_at(now, zone)
+            before = cadence.period_at(runs.start - timedelta(microseconds=1), zone)
+            months |= {period.key[: len("2026-01")] for period in (before, runs)}
+        return months
 
     def meter(self, service: str) -> str:
         """The Stripe meter event name of ``service``."""

@@ -61,14 +61,17 @@ def columns(**described: str) -> Mapping[str, Any]:
 def materialized(*results: Any, rows: int | None = None, **more: object) -> dg.MaterializeResult[None]:
     """Results of stations (dataclasses) as Dagster shows them: every field as metadata, every check as its result.
 
-    ``rows`` becomes the asset's row count; ``more`` is further metadata.
+    Of several results with the same fields the last one's are shown, of a check that several have the first that
+    fails. ``rows`` becomes the asset's row count; ``more`` is further metadata.
     """
     metadata: dict[str, Any] = {}
-    checks: list[Check] = []
+    checks: dict[str, Check] = {}
     for result in results:
         fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
         fields.pop("checks", None)
-        checks.extend(getattr(result, "checks", ()))
+        for made in getattr(result, "checks", ()):
+            if made.name not in checks or checks[made.name].passed:
+                checks[made.name] = made
         metadata |= {name: shown(value) for name, value in fields.items() if value is not None}
     metadata |= {name: shown(value) for name, value in more.items()}
     if rows is not None:
@@ -83,7 +86,7 @@ def materialized(*results: Any, rows: int | None = None, **more: object) -> dg.M
                 description=made.description,
                 metadata={name: shown(value) for name, value in made.numbers.items() if value is not None},
             )
-            for made in checks
+            for made in checks.values()
         ],
     )
 

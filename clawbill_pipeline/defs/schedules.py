@@ -23,9 +23,12 @@ hourly = dg.build_schedule_from_partitioned_job(
     job=reconciliation, cron_schedule="30 6 * * *", name="daily", default_status=dg.DefaultScheduleStatus.RUNNING
 )
 def daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-    """Reconciles the billing periods that started this month and the month before, which may still be open."""
-    for period in periods.get_partition_keys(current_time=context.scheduled_execution_time)[-2:]:
-        yield dg.RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}-{period}", partition_key=period)
+    """Reconciles the billing periods that started this month and the month before, and longer ones until they end."""
+    now = context.scheduled_execution_time
+    keys = periods.get_partition_keys(current_time=now)
+    open_months = catalog_at_load().open_months(now)
+    for period in [key for key in keys if key in open_months or key in keys[-2:]]:
+        yield dg.RunRequest(run_key=f"{now:%Y-%m-%d}-{period}", partition_key=period)
 
 
 open_matters_again = dg.ScheduleDefinition(

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clawbill_pipeline.catalog import Period, hours_between
+from clawbill_pipeline.catalog import Period, hours_between, parse
 from clawbill_pipeline.catalog.periods import Cadence, period_at, period_of_month, utc_hour
 
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
@@ -148,3 +148,17 @@ def test_a_key_under_which_nothing_starts_is_an_empty_period() -> None:
     ):  # fmt: skip
         assert cadence.period(key, utc).empty
     assert not Cadence("week").period("2026-02-09", utc).empty
+
+
+def test_a_months_reconciliation_has_the_weeks_and_days_that_start_in_it() -> None:
+    catalog = parse(
+        "start: 2026-01-01T00:00:00Z\nservices: {a: {unit: a}}\n"
+        "rate_cards: {c: {currency: USD, versions: [{effective_from: 2026-01-01T00:00:00Z, "
+        "prices: {a: {model: per_unit, unit_amount: 1}}}]}}\n"
+        "tenants: {m: {rate_card: c}, w: {rate_card: c, interval: week}, y: {rate_card: c, interval: year}}"
+    )
+    assert catalog.period_keys("2026-02", datetime(2026, 2, 17, tzinfo=UTC)) == [
+        "2026-02", "2026-02-02", "2026-02-09", "2026-02-16",
+    ]  # fmt: skip
+    assert catalog.period_keys("2026-02", datetime(2027, 1, 1, tzinfo=UTC))[-1] == "2026-02-23"
+    assert catalog.open_months(datetime(2026, 5, 7, tzinfo=UTC)) == {"2025-01", "2026-01", "2026-04", "2026-05"}

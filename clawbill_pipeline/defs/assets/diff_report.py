@@ -29,11 +29,17 @@ def diff_report(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """An Excel workbook, CSV files and a self-contained HTML page; the same data gives the same bytes."""
-    period = context.partition_key
-    result = render(ledger, catalog, period=period, folder=settings.reports_root, now=clock(), run_id=context.run_id)
+    now, month = clock(), context.partition_key
+    made = {
+        key: render(ledger, catalog, period=key, folder=settings.reports_root, now=now, run_id=context.run_id)
+        for key in reversed(catalog.period_keys(month, now))
+    }
     links = {
-        name: dg.MetadataValue.url(f"{settings.web_url}/reports/{period}/{name}")
-        for name in (file.name for file in result.files)
+        file.name if key == month else f"{key}/{file.name}": dg.MetadataValue.url(
+            f"{settings.web_url}/reports/{key}/{file.name}"
+        )
+        for key, result in made.items()
+        for file in result.files
         if settings.web_url
     }
-    return materialized(result, rows=len(result.files), **links)
+    return materialized(*made.values(), rows=sum(len(result.files) for result in made.values()), **links)

@@ -33,5 +33,10 @@ def stripe_usage_summaries(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """Stripe's own totals a customer and meter for a month's billing periods; hours where they differ, and in turn."""
-    result = read_summaries(ledger, catalog, stripe, period=context.partition_key, now=clock(), run_id=context.run_id)
-    return materialized(result)
+    now = clock()
+    return materialized(
+        *(
+            read_summaries(ledger, catalog, stripe, period=key, now=now, run_id=context.run_id)
+            for key in reversed(catalog.period_keys(context.partition_key, now))
+        )
+    )

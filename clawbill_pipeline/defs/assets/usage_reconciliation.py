@@ -34,5 +34,10 @@ def usage_reconciliation(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """The waterfall of the billing periods that start in a month, and its breaks, each with amount, place and cause."""
-    result = reconcile(ledger, catalog, lake, period=context.partition_key, now=clock(), run_id=context.run_id)
-    return materialized(result)
+    now = clock()
+    return materialized(
+        *(
+            reconcile(ledger, catalog, lake, period=key, now=now, run_id=context.run_id)
+            for key in reversed(catalog.period_keys(context.partition_key, now))
+        )
+    )

@@ -24,7 +24,7 @@ from clawbill_pipeline.web.finance.door import Door, Refused, Visit
 from clawbill_pipeline.web.finance.figures import Filters, Reconciled
 from clawbill_pipeline.web.finance.render import page
 
-_PERIOD = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])", re.ASCII)
+_PERIOD = re.compile(r"\d{4}-(?:0[1-9]|1[0-2])(?:-\d{2})?", re.ASCII)
 #: Usage events on a lineage page.
 EVENTS = 200
 
