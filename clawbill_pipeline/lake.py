@@ -53,9 +53,13 @@ PORTION = 50_000_000
 
 @dataclass(frozen=True)
 class Lake:
-    """A folder of Parquet files: a path, or an address in an object store (``s3://bucket/prefix``)."""
+    """A folder of Parquet files: a path, or an address in an object store (``s3://bucket/prefix``).
+
+    ``memory_limit`` (``1GB``) is what DuckDB may take to read it; what is more spills to disk.
+    """
 
     root: Path | str
+    memory_limit: str | None = None
 
     @cached_property
     def folder(self) -> Folder:

@@ -7,6 +7,7 @@ with CLAWBILL_ and are listed in .env.example.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -39,6 +40,11 @@ class Settings(BaseModel):
         None,
         description="CLAWBILL_REPORTS: folder of the reports, or s3://bucket/prefix; default <state>/reports, or "
         "reports in the lake where that is in an object store.",
+    )
+    memory_limit: str | None = Field(
+        None,
+        description="CLAWBILL_MEMORY_LIMIT: what DuckDB may take of a worker's memory, such as 1GB; "
+        "default four fifths of the machine's.",
     )
     openclaw_url: str | None = Field(None, description="OPENCLAW_URL")
     openclaw_token: SecretStr | None = Field(None, description="OPENCLAW_TOKEN")
@@ -83,6 +89,7 @@ class Settings(BaseModel):
             "catalog": env.get("CLAWBILL_CATALOG"),
             "database_url": env.get("CLAWBILL_DATABASE_URL"),
             "lake": _place(env.get("CLAWBILL_LAKE")),
+            "memory_limit": _memory(env.get("CLAWBILL_MEMORY_LIMIT")),
             "reports": _place(env.get("CLAWBILL_REPORTS")),
             "openclaw_url": env.get("OPENCLAW_URL"),
             "openclaw_token": env.get("OPENCLAW_TOKEN"),
@@ -158,6 +165,12 @@ def _place(text: str | None) -> Path | str | None:
     if not text or is_address(text):
         return text
     return Path(text)
+
+
+def _memory(text: str | None) -> str | None:
+    if text and not re.fullmatch(r"[1-9]\d*(\.\d+)? ?[KMGT]i?B", text):
+        raise SettingsError(f"CLAWBILL_MEMORY_LIMIT: {text!r} is no amount of memory; write 1GB or 512MB")
+    return text
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

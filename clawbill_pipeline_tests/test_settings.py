@@ -45,6 +45,12 @@ def test_lake_and_reports_are_in_the_state_folder_elsewhere_or_in_an_object_stor
     assert places(CLAWBILL_REPORTS="gs://bucket/r") == (Path("/state/lake"), "gs://bucket/r")
 
 
+def test_memory_of_duckdb_is_limited_by_a_setting() -> None:
+    assert Settings.from_env({"CLAWBILL_MEMORY_LIMIT": "1.5GB"}).memory_limit == "1.5GB"
+    with pytest.raises(SettingsError, match="CLAWBILL_MEMORY_LIMIT: 'a lot' is no amount of memory; write 1GB"):
+        Settings.from_env({"CLAWBILL_MEMORY_LIMIT": "a lot"})
+
+
 def test_an_empty_variable_counts_as_not_set() -> None:
     settings = Settings.from_env(dict.fromkeys(ENV, ""))
     assert settings == Settings.from_env({})

@@ -45,8 +45,9 @@ def correct(state: Path | None, only_plan: bool, do_it: bool, approved: tuple[in
                     click.echo(f"Corrected earlier: {gone} gone, {len(corrected) - gone} not yet proved.")
                 return
             done = correct_breaks(
-                ledger, catalog_of(settings), Lake(settings.lake_root), lambda: openclaw_of(settings),
-                lambda: stripe_of(settings), now=lambda: now_of(settings), run_id="clawbill correct", by=who(),
+                ledger, catalog_of(settings), Lake(settings.lake_root, settings.memory_limit),
+                lambda: openclaw_of(settings), lambda: stripe_of(settings),
+                now=lambda: now_of(settings), run_id="clawbill correct", by=who(),
                 approved=approved, period=period,
             )  # fmt: skip
         except NotCorrectable as error:

@@ -65,7 +65,10 @@ def resources(overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     made: dict[str, Any] = {
         "settings": _made(lambda settings: settings, "What the environment says."),
         "catalog": _made(lambda settings: load(settings.catalog_file), "The billing catalogue, read afresh by a run."),
-        "lake": _made(lambda settings: Lake(settings.lake_root), "Usage events as Parquet files by event hour."),
+        "lake": _made(
+            lambda settings: Lake(settings.lake_root, settings.memory_limit),
+            "Usage events as Parquet files by event hour.",
+        ),
         "ledger": dg.ResourceDefinition(_ledger, description="The PostgreSQL ledger."),
         "openclaw": _made(_openclaw, "OpenClaw's rating engine."),
         "stripe": _made(_stripe, "Stripe, or the stand-in."),

@@ -59,9 +59,10 @@ def meter(
 ) -> Metered:
     """Meters the UTC hours of ``[start, end)`` from all that landed for them. Run again, it changes nothing.
 
-    Two workers on the same hour wait for one another. ``memory_limit`` (``1GB``) is DuckDB's; what is more spills to
-    disk. Raises LedgerError where the database is away.
+    Two workers on the same hour wait for one another. ``memory_limit`` (``1GB``) is DuckDB's, the lake's by default;
+    what is more spills to disk. Raises LedgerError where the database is away.
     """
+    memory_limit = memory_limit or lake.memory_limit
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
     batches = [

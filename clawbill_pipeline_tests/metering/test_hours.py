@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.metering import counting, late_hours
 from clawbill_pipeline.metering import hours as hours_module
-from clawbill_pipeline.metering import late_hours
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.metering.world import HOUR, NOW, START, Event, World, catalogue, event, world
@@ -409,3 +410,19 @@ def test_any_arrival_ends_in_the_same_quantities(
     assert total(q for key, q in held[0].items() if key[2] in ("calls", "tokens")) == total(
         e.quantity for e in events if e.service in ("calls", "tokens")
     )
+
+
+def test_the_memory_limit_of_the_lake_is_that_of_the_engine(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[str] = []
+
+    def noted(db: Any, *given: Any, **more: Any) -> Any:
+        limits.append(db.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
+        return _prepare(db, *given, **more)
+
+    _prepare = counting.prepare
+    monkeypatch.setattr(counting, "prepare", noted)
+    place.land([event("a", 1)])
+    place.lake = Lake(place.lake.root, "100MB")
+    assert place.meter().quantities == {"calls": 1}
+    place.meter(memory_limit="50MB")
+    assert limits == ["95.3 MiB", "47.6 MiB"]
