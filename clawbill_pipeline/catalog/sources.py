@@ -331,6 +331,8 @@ class OpenClawFleet(_Source):
     def _one_way(self) -> Self:
         if self.tenant is not None and self.tenants:
             raise ValueError("give either tenant or tenants: one for all, or rules that tell them apart")
+        if "://" in self.path:
+            raise ValueError("cells are read where they live: path must be a folder, since SQLite needs files")
         return self
 
 

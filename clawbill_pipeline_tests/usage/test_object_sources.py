@@ -12,7 +12,7 @@ import zstandard
 from pydantic import ValidationError
 
 from clawbill_pipeline import object_store
-from clawbill_pipeline.catalog.sources import JsonLines
+from clawbill_pipeline.catalog.sources import JsonLines, OpenClawFleet
 from clawbill_pipeline.usage import text
 from clawbill_pipeline.usage.replay import replay
 from clawbill_pipeline_tests.usage.conftest import NOW, catalogue, check, line, quantities
@@ -195,6 +195,11 @@ def test_the_catalogue_may_name_another_server(place, bucket, monkeypatch):
 def test_a_catalogue_with_another_address_is_refused(given, message):
     with pytest.raises(ValidationError, match=message):
         JsonLines.model_validate({"name": "logs", "kind": "json_lines", **given})
+
+
+def test_cells_are_in_folders():
+    with pytest.raises(ValidationError, match="path must be a folder"):
+        OpenClawFleet.model_validate({"name": "fleet", "kind": "openclaw_fleet", "path": "s3://bucket/cells"})
 
 
 def test_the_first_line_of_a_large_csv_costs_one_request(place, bucket):
