@@ -265,3 +265,8 @@ def test_editors_get_a_schema_that_agrees_with_the_models() -> None:
         document["calendar"]["metering_lag"] = "soon"
         document["services"]["api.calls"] = {"unit": "call", "colour": "red"}
         assert len(list(editor.iter_errors(document))) == 2
+
+
+def test_only_one_source_can_take_what_is_posted() -> None:
+    two = GOOD.replace("{name: app, kind: json_lines, path: usage}", "{name: a, kind: http}\n  - {name: b, kind: http}")
+    assert refusal(two) == "bills.yaml:4: sources: only one source can be of kind http: there is one POST /usage"
