@@ -121,6 +121,7 @@ def test_the_late_night_file(globex: Company) -> None:
     globex.books_agree(period_of(globex))
 
 
+@pytest.mark.slow
 def test_the_failed_card_that_recovers(globex: Company) -> None:
     globex.begin(month=3)
     globex.use(500_000)
@@ -209,6 +210,7 @@ def test_peers_07_the_february_anchor(founded: Founding) -> None:
     assert leap.draft_breaks() == []
 
 
+@pytest.mark.slow
 def test_peers_06_the_clock_change(founded: Founding) -> None:
     """Two accounts in New York, opened before and after the clocks change: the same events, the same bill."""
     company = founded("boston")
@@ -237,10 +239,10 @@ def test_peers_10_the_webhook_outage_of_two_days(founded: Founding, ledger_url: 
         globex.card("fail")
         globex.wait(days=20)
         globex.until_period_end()
-    globex.wait(days=2)
+    globex.skip(days=2)
     assert globex.bills() == [("draft", Decimal(5))], "nobody told us"
     globex.card("succeed")
-    globex.wait(days=2)
+    globex.skip(days=2)
     swept = sweep_events(globex.ledger, globex.api, since=globex.now - timedelta(days=5), now=globex.now)
     assert 0 < swept.landed < swept.listed
     globex.handle()
@@ -281,6 +283,7 @@ def test_peers_11_currencies_without_cents(founded: Founding) -> None:
     company.books_agree(period_of(company))
 
 
+@pytest.mark.slow
 def test_peers_09_usage_after_the_invoice_becomes_an_adjustment_of_its_own_period(globex: Company) -> None:
     globex.begin(month=3)
     march = globex.now
