@@ -206,6 +206,12 @@ class ObjectFolder:
         if status in ("401", "403"):
             return StoreError(f"{address}: no permission ({answer}); {_CREDENTIALS[self._scheme]}, of one who may list "
                               "and read it (and write, for the lake)")  # fmt: skip
+        if "invalid path" in said:
+            found = (re.search(r'Path "(.*?)"', said) or ["", "one of them"])[1]
+            return StoreError(
+                f"{address}: nothing can be listed beside the object {found!r}, since its name has an empty part or a "
+                "control character; move it, or choose a prefix or a pattern beside it"
+            )
         if status in ("301", "307") or "configured region" in said:
             return StoreError(f"{address}: the bucket is in another region; set AWS_REGION to its own")
         if status == "429" or status.startswith("5"):

@@ -97,6 +97,13 @@ def test_errors_say_what_to_do(bucket: Bucket, s3: Store, monkeypatch: pytest.Mo
     monkeypatch.setattr(s3, "refuse", lambda _: 503)
     with pytest.raises(StoreError, match=r"busy or away \(503 SlowDown, after 2 tries\); it is tried again next time"):
         files.read("a")
+    monkeypatch.setattr(s3, "refuse", lambda _: None)
+    bucket.put("logs//b", b"1")
+    with pytest.raises(
+        StoreError,
+        match="beside the object 'logs//b', since its name has an empty part or a control character; move it",
+    ):
+        list(files.listed("logs"))
     away = ObjectFolder(bucket.address, endpoint="http://127.0.0.1:9", tries=0)
     with pytest.raises(StoreError, match=r"at http://127\.0\.0\.1:9 can't be reached"):
         away.exists("a")
