@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal, localcontext
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -115,11 +116,11 @@ class Report:
     margins: tuple[Margin, ...] = ()
     witnesses: tuple[Witness, ...] = ()
 
-    @property
+    @cached_property
     def open(self) -> tuple[Break, ...]:
         return tuple(b for b in self.breaks if b.closed_at is None)
 
-    @property
+    @cached_property
     def faults(self) -> tuple[Break, ...]:
         return tuple(b for b in self.open if b.standing == "fault")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 
 import xlsxwriter
@@ -15,6 +16,7 @@ from xlsxwriter.worksheet import Worksheet
 
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES, STEPS
 from clawbill_pipeline.money import exponent, total
+from clawbill_pipeline.reporting.bulk_sheet import BulkSheet, number_cell, row_xml
 from clawbill_pipeline.reporting.harmless import harmless
 from clawbill_pipeline.reporting.margin import totals
 from clawbill_pipeline.reporting.report import ZERO, Report
@@ -224,8 +226,8 @@ class _Book:
 
     # --- tables ----------------------------------------------------------------------------------------------------
 
-    def _sheet(self, name: str, columns: Sequence[Column], rows: Sequence[Any], nothing: str = "None.") -> Worksheet:
-        sheet = self.book.add_worksheet(name)
+    def _sheet(self, name: str, columns: Sequence[Column], rows: Sequence[Any], nothing: str = "None.") -> BulkSheet:
+        sheet: BulkSheet = self.book.add_worksheet(name, BulkSheet)
         self._print_setup(sheet)
         sheet.freeze_panes(1, 2)
         sheet.set_row(0, 30)
@@ -233,31 +235,48 @@ class _Book:
         for number, column in enumerate(columns):
             sheet.set_column(number, number, column.width)
             sheet.write_string(0, number, column.heading, self.head_right if column.kind in _NUMERIC else self.head)
-        wrapped = [column for column in columns if column.kind == "wrapped"]
-        for at, row in enumerate(shown, 1):
-            for number, column in enumerate(columns):
-                self._cell(sheet, at, number, column, getattr(row, column.name), getattr(row, "currency", None))
-            _fit(sheet, at, [(getattr(row, column.name), column.width) for column in wrapped])
         if shown:
+            sheet.add_rows(1, self._rows(sheet, columns, shown), len(columns))
             sheet.autofilter(0, 0, len(shown), len(columns) - 1)
         else:
             sheet.write_string(1, 0, nothing, self.quiet)
         return sheet
 
-    def _cell(self, sheet: Worksheet, row: int, number: int, column: Column, value: Any, currency: str | None) -> None:
-        if value is None:
-            return
-        if column.kind in _NUMERIC:
-            sheet.write_number(row, number, float(value), self._look(column.kind, value, currency))
-        elif column.kind == "at":
-            sheet.write_datetime(row, number, value, self.kinds["at"])
-        else:
-            sheet.write_string(row, number, harmless(str(value)), self.kinds[column.kind])
+    def _rows(self, sheet: BulkSheet, columns: Sequence[Column], rows: Sequence[Any]) -> list[str]:
+        """The cells of a sheet, row by row."""
+        shown = [
+            (xl_col_to_name(at), attrgetter(column.name), self._cell(sheet, column.kind))
+            for at, column in enumerate(columns)
+        ]
+        wrapped = [(attrgetter(column.name), column.width) for column in columns if column.kind == "wrapped"]
+        made = []
+        for number, row in enumerate(rows, 2):
+            cells = []
+            for letter, get, cell in shown:
+                value = get(row)
+                if value is not None:
+                    cells.append((letter, cell(value, row)))
+            lines = max([-(-len(get(row)) // width) for get, width in wrapped], default=1)
+            made.append(row_xml(number, cells, _height(lines) if lines > 1 else None))
+        return made
 
-    def _look(self, kind: str, value: Any, currency: str | None) -> Format:
+    def _cell(self, sheet: BulkSheet, kind: str) -> Callable[[Any, Any], str]:
+        """What makes a cell of a value and its row."""
+        if kind in ("text", "wrapped"):
+            look = self.kinds[kind]
+            text = sheet.inline(look, harmless) if kind == "wrapped" else sheet.shared(look, harmless)
+            return lambda value, row: text(value)
+        if kind == "at":
+            at = sheet.instant(self.kinds[kind])
+            return lambda value, row: at(value)
         if kind == "money":
-            return self.money[exponent(currency)] if currency else self.kinds["number"]
-        return self.kinds["whole" if kind == "quantity" and value == int(value) else kind]
+            by_digits = {digits: number_cell(look) for digits, look in self.money.items()}
+            unknown = number_cell(self.kinds["number"])
+            return lambda value, row: (by_digits[exponent(row.currency)] if row.currency else unknown)(value)
+        plain, whole = number_cell(self.kinds[kind]), number_cell(self.kinds["whole"])
+        if kind == "quantity":
+            return lambda value, row: (whole if value == value // 1 else plain)(value)
+        return lambda value, row: plain(value)
 
     def _print_setup(self, sheet: Worksheet) -> None:
         sheet.set_landscape()
@@ -455,7 +474,12 @@ def _fit(sheet: Worksheet, row: int, texts: Sequence[tuple[str, int]]) -> None:
     """Makes a row as high as its wrapped texts need; not every program does it by itself."""
     lines = max((-(-len(text) // width) for text, width in texts), default=1)
     if lines > 1:
-        sheet.set_row(row, 15 * min(lines, 10))
+        sheet.set_row(row, _height(lines))
+
+
+def _height(lines: int) -> int:
+    """Points that so many lines take; ten are enough to see that there is more."""
+    return 15 * min(lines, 10)
 
 
 def _money_format(digits: int) -> str:
