@@ -24,6 +24,7 @@ from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.sharing import Sharing
 from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
+from clawbill_pipeline.reconciliation.recount import recount, way
 
 NUMBER = "DECIMAL(38,12)"
 _KEY = {
@@ -150,7 +151,7 @@ def read_books(
         scope.parameters,
     ).all()
     held = lake.rows([row.file for row in landed])
-    put_events(db, lake, [(row.hour, row.file, row.events) for row in landed if held[row.file] is not None])
+    put_events(db, catalog, lake, [(row.hour, row.file, row.events) for row in landed if held[row.file] is not None])
     return sum(held[row.file] != row.events for row in landed)
 
 
@@ -209,17 +210,65 @@ WITH kept AS (
                              ORDER BY e.landing_id, e.line) = 1)
 SELECT date_trunc('hour', event_time) AS hour, tenant_id, service, count(*) AS events,
        CAST(sum(quantity) AS DECIMAL(38, 12)) AS quantity
-FROM kept GROUP BY ALL
+FROM kept {where} GROUP BY ALL
+"""
+# Services that are not summed, event by event; files that landed before there were values to count lack the column.
+_SPECIAL = """
+INSERT INTO special BY NAME
+WITH held AS (
+  SELECT NULL::VARCHAR AS unique_value WHERE false
+  UNION ALL BY NAME FROM read_parquet($files, union_by_name = true)),
+kept AS (
+  SELECT e.*, t.starts, t.ends
+  FROM held e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
+  WHERE e.event_time >= coalesce(t.starts, m.starts) AND e.event_time < coalesce(t.ends, m.ends)
+    AND e.event_time >= m.begin AND (m.tenant_id IS NULL OR m.tenant_id = e.tenant_id)
+    AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
+                    AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
+                    AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
+  QUALIFY row_number() OVER (PARTITION BY e.tenant_id, e.source, e.event_id, date_trunc('hour', e.event_time)
+                             ORDER BY e.landing_id, e.line) = 1)
+SELECT tenant_id, service, dimensions, source, event_id, event_time, quantity,
+       coalesce(unique_value, '') AS unique_value,
+       greatest(date_trunc('hour', event_time), starts) AS window_start,
+       least(date_trunc('hour', event_time) + INTERVAL 1 HOUR, ends) AS window_end
+FROM kept WHERE list_contains($special, service)
+"""
+_NO_SPECIAL = f"""
+CREATE TEMP TABLE special (tenant_id VARCHAR, service VARCHAR, dimensions VARCHAR, source VARCHAR, event_id VARCHAR,
+  event_time TIMESTAMPTZ, quantity {NUMBER}, unique_value VARCHAR, window_start TIMESTAMPTZ, window_end TIMESTAMPTZ)
+"""
+_RECOUNTED = f"""
+INSERT INTO events BY NAME
+SELECT date_trunc('hour', window_start) AS hour, tenant_id, service, sum(events) AS events,
+       CAST(sum(quantity) AS {NUMBER}) AS quantity
+FROM recounted GROUP BY ALL
 """
 _NO_EVENTS = (
     f"CREATE TABLE events (hour TIMESTAMPTZ, tenant_id VARCHAR, service VARCHAR, events BIGINT, quantity {NUMBER})"
 )
 
 
-def put_events(db: duckdb.DuckDBPyConnection, lake: Lake, landed: Iterable[tuple[datetime, str, int]]) -> None:
+def put_events(
+    db: duckdb.DuckDBPyConnection, catalog: Catalog, lake: Lake, landed: Iterable[tuple[datetime, str, int]]
+) -> None:
     """Table ``events``: deduplicated usage events of the period by hour, tenant and service, from the lake's files
-    (hour, file, events)."""
+    (hour, file, events). Quantities are counted as each service's aggregation has it."""
+    ways: dict[str, list[str]] = {}
+    for service in catalog.services:
+        if (how := way(catalog, service)) != "sum":
+            ways.setdefault(how, []).append(service)
+    special = [service for services in ways.values() for service in services]
+    summed = _EVENTS.format(where="WHERE NOT list_contains($special, service)" if special else "")
     db.execute(_NO_EVENTS)
+    db.execute(_NO_SPECIAL)
     for files in portions(landed):
         with lake.at_hand(files) as paths:
-            db.execute(_EVENTS, {"files": paths})
+            db.execute(summed, {"files": paths, **({"special": special} if special else {})})
+            if special:
+                db.execute(_SPECIAL, {"files": paths, "special": special})
+    for how, services in ways.items():
+        of_way = ", ".join(f"'{service}'" for service in services)  # their names have no quotes
+        db.execute(f"CREATE OR REPLACE TEMP VIEW of_way AS SELECT * FROM special WHERE service IN ({of_way})")
+        recount(db, "of_way", how, "recounted")
+        db.execute(_RECOUNTED)

@@ -25,6 +25,7 @@ from clawbill_pipeline.ledger.archive import looking_into
 from clawbill_pipeline.ledger.sharing import read_sharing
 from clawbill_pipeline.ledger.waterfall import unit_scale
 from clawbill_pipeline.money import EXACT, invoice_amount, plain, total
+from clawbill_pipeline.reconciliation.recount import recount, way
 from clawbill_pipeline.results import Check
 
 ZERO = Decimal(0)
@@ -144,7 +145,8 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
     held = lake.rows([row.file for row in landed])
     missing = [row.file for row in landed if held[row.file] != row.events]
     whole = [(row.hour, row.file, row.events) for row in landed if held[row.file]]
-    events, count, counted = _read_events(lake, whole, conflicts, line, tenants, limit)
+    how = way(catalog, line.service)
+    events, count, counted = _read_events(lake, whole, conflicts, line, how, tenants, limit)
     windows = _windows(booked, counted)
     parts = {each: total(w.amount or ZERO for w in windows if w.tenant_id == each) for each in tenants}
     derived = _derived(catalog, line, records)
@@ -214,10 +216,14 @@ WHERE reason = 'conflict' AND tenant_id = ANY(CAST(:tenants AS text[])) AND land
 
 # As metering counts: the first event of an id in an hour stands, conflicts are set aside.
 _EVENTS = """
+WITH held AS (
+  SELECT NULL::VARCHAR AS unique_value WHERE false
+  UNION ALL BY NAME FROM read_parquet($files, union_by_name = true))
 SELECT event_id, event_time, quantity, dimensions, source, uri, line, byte_offset, landing_id, service, tenant_id,
+  coalesce(unique_value, '') AS unique_value,
   row_number() OVER (PARTITION BY tenant_id, source, event_id, date_trunc('hour', event_time)
                      ORDER BY landing_id, line) = 1 AS counted
-FROM read_parquet($files) e
+FROM held e
 WHERE list_contains($tenants, tenant_id)
   AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
                   AND c.tenant_id = e.tenant_id
@@ -235,10 +241,14 @@ def _read_events(
     landed: Sequence[tuple[datetime, str, int]],
     conflicts: Sequence[tuple[Any, ...]],
     line: Line,
+    how: str,
     tenants: Sequence[str],
     limit: int,
 ) -> tuple[tuple[Event, ...], int, _Counted]:
-    """The first events of the line, how many there are, and what they count to by tenant, window and dimensions."""
+    """The first events of the line, how many there are, and what they count to by tenant, window and dimensions.
+
+    ``how`` they are counted is ``recount``'s to know.
+    """
     if not landed:
         return (), 0, {}
     given = {"service": line.service, "starts": line.period.start, "ends": line.period.end}
@@ -258,14 +268,17 @@ def _read_events(
             f" LIMIT {int(limit)}",
             given,
         ).fetchall()
-        counted = db.execute(
-            "SELECT tenant_id, greatest(date_trunc('hour', event_time), $starts), dimensions, sum(quantity), count(*)"
-            f" FROM traced WHERE counted AND {_OF_PERIOD} GROUP BY ALL",
+        db.execute(
+            "CREATE TEMP TABLE of_line AS SELECT *, greatest(date_trunc('hour', event_time), $starts) AS window_start,"
+            " least(date_trunc('hour', event_time) + INTERVAL 1 HOUR, $ends) AS window_end"
+            f" FROM traced WHERE counted AND {_OF_PERIOD}",
             given,
-        ).fetchall()
+        )
+        recount(db, "of_line", how, "recounted")
+        counted = db.execute("SELECT tenant_id, window_start, dimensions, quantity FROM recounted").fetchall()
         every = db.execute(f"SELECT count(*) FROM traced WHERE {_OF_PERIOD}", given).fetchone()
     count = int(every[0]) if every else 0
-    return tuple(Event(*row) for row in events), count, {tuple(key): quantity for *key, quantity, _ in counted}
+    return tuple(Event(*row) for row in events), count, {tuple(key): quantity for *key, quantity in counted}
 
 
 # --- up again --------------------------------------------------------------------------------------------------------
