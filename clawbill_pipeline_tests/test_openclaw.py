@@ -222,3 +222,34 @@ def test_connections_are_used_again() -> None:
 
 def test_the_token_never_shows() -> None:
     assert TOKEN not in repr(OpenClaw("http://x", SecretStr(TOKEN)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "unlimited", "maximum", "minimum"),
+    [
+        ({"unlimited_cents": "300", "minimum_cents": "500"}, "3", None, "5"),
+        ({"unlimited_cents": 900, "maximum_cents": 500}, "9", "5", None),
+        ({"unlimited_cents": "500", "minimum_cents": "100", "maximum_cents": "600"}, "5", "6", "1"),
+        # What does not lead to the amount is somebody else's word for something else.
+        ({"unlimited_cents": "300"}, "5", None, None),
+        ({"unlimited_cents": "300", "minimum_cents": "400"}, "5", None, None),
+        ({"unlimited_cents": "many"}, "5", None, None),
+        ({"unlimited_cents": None, "minimum_cents": "500"}, "5", None, None),
+        ({"requests_per_minute": 60}, "5", None, None),
+        ("none", "5", None, None),
+        (None, "5", None, None),
+    ],
+)
+def test_limits_are_taken_where_they_explain_the_amount(
+    limits: Any, unlimited: str, maximum: str | None, minimum: str | None
+) -> None:
+    answer = read({"amount_cents": "500", "limits": limits})
+    assert answer.unlimited == Decimal(unlimited)
+    assert (answer.maximum, answer.minimum) == tuple(v and Decimal(v) for v in (maximum, minimum))
+
+
+def test_terms_are_the_version_and_what_else_is_told() -> None:
+    assert read({"amount_cents": 1}).terms == ""
+    assert read({"amount_cents": 1, "rate_card_version": "v1"}).terms == "v1"
+    assert read({"amount_cents": 1, "rate_card_version": "v1", "terms": "ab 1/2"}).terms == "v1 ab 1/2"
+    assert read({"amount_cents": 1, "rate_card_version": "v1", "terms": {"net": 30}}).terms == "v1"

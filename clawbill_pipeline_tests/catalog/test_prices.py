@@ -128,3 +128,10 @@ def test_refused_bands(price: dict[str, Any], message: str) -> None:
 def test_a_json_schema_exists_for_editors() -> None:
     schema = PRICE.json_schema()
     assert set(schema["discriminator"]["mapping"]) >= {"per_unit", "graduated", "matrix", "time_of_use"}
+
+
+def test_a_digest_changes_with_the_terms_alone() -> None:
+    one = PRICE.validate_python(UNIT)
+    assert one.digest == PRICE.validate_python({**UNIT, "discounts": []}).digest
+    assert one.digest != PRICE.validate_python({**UNIT, "minimum": 1}).digest
+    assert len(one.digest) == 16

@@ -195,3 +195,20 @@ def test_usage_is_needed_from_the_beginning_of_a_period_that_tiers_span() -> Non
     hourly = CATALOG.replace(", basis: period_to_date", "")
     assert history_start([parse(hourly)], start) == start
     assert history_start([parse(hourly), parse(CATALOG)], start) == datetime(2026, 2, 1, tzinfo=UTC)
+
+
+def test_a_share_of_the_period_costs_its_share() -> None:
+    fee = CATALOG.replace(
+        'storage: {model: graduated, tiers: [{up_to: 10, unit_amount: 1}, {unit_amount: "0.5"}]}',
+        "storage: {model: per_unit, unit_amount: 1, flat_amount: 28, minimum: 56, prorate: true}",
+    )
+    whole, half = (
+        parse(fee),
+        parse(fee.replace("acme: {rate_card: standard}", "acme: {rate_card: standard, starts: 2026-02-15}")),
+    )
+    march = datetime(2026, 3, 1, tzinfo=UTC)
+    found = by_service(simulated(whole, half, end=march))["acme", "storage"]
+    assert (found.current_amount, found.candidate_amount) == (56, 14 + 16), "14 of 28 days, with 16 GB-hours"
+    # The price of the moment, and the share of the period all the same.
+    found = by_service(simulated(whole, half, end=march, as_of=datetime(2026, 6, 1, tzinfo=UTC)))["acme", "storage"]
+    assert found.candidate_amount == 30
