@@ -82,6 +82,7 @@ def propose_adjustments(ledger: Ledger, catalog: Catalog, *, now: datetime, run_
     return Proposed(tuple(late), written, (check,))
 
 
+# What came after the invoice; and what Stripe was too late for before it, as in a period longer than its 35 days.
 _LATE = """
 SELECT l.invoice_id, l.tenant_id, l.service, l.period_start, l.period_end, l.currency,
   sum(l.quantity) AS billed, sum(l.amount) AS amount
@@ -89,7 +90,8 @@ FROM invoice_lines l JOIN invoices i USING (invoice_id)
 WHERE i.finalized_at IS NOT NULL AND i.status IN ('open', 'paid', 'uncollectible') AND l.period_start >= :oldest
   AND EXISTS (
     SELECT 1 FROM usage_records u
-    WHERE u.tenant_id = l.tenant_id AND u.service = l.service AND u.planned_at > i.finalized_at
+    WHERE u.tenant_id = l.tenant_id AND u.service = l.service
+      AND (u.planned_at > i.finalized_at OR (u.parked = 'too_old' AND u.state <> 'delivered'))
       AND u.hour >= l.period_start - interval '1 hour' AND u.hour < l.period_end
       AND u.window_start >= l.period_start AND u.window_start < l.period_end)
 GROUP BY l.invoice_id, l.tenant_id, l.service, l.period_start, l.period_end, l.currency
