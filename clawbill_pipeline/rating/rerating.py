@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -56,7 +56,8 @@ def rerate(
     tenants: Collection[str] | None = None,
     services: Collection[str] | None = None,
 ) -> Rerated:
-    """Asks OpenClaw again for all that is rated in the billing periods that start in month ``period`` (``YYYY-MM``).
+    """Asks OpenClaw again for all that is rated in the billing periods that start in month ``period`` (``YYYY-MM``),
+    or in those with the key ``period``, where they start by the day or the week.
 
     A window whose amount differs gets a new revision with the reason ``rerated``; of a ``period_to_date`` service the
     whole difference, between the answer and the sum of what is booked, is one revision of its newest window. Each
@@ -66,8 +67,7 @@ def rerate(
     failed: list[str] = []
     differences: dict[str, Decimal] = {}
     hours: set[datetime] = set()
-    for tenant_id in tenants if tenants is not None else catalog.tenants:
-        span = catalog.tenant(tenant_id).period(period)
+    for tenant_id, span in _spans(catalog, period, now, tenants if tenants is not None else catalog.tenants):
         with ledger.transaction() as connection:
             lock_all(
                 connection, (("rating", hour.isoformat()) for hour in hours_between(utc_hour(span.start), span.end))
@@ -83,15 +83,23 @@ def rerate(
             for currency, difference in by_currency.items():
                 differences[currency] = total([differences.get(currency, Decimal(0)), difference])
             detail = {
-                "period": period, "why": why, "by": by, "run_id": run_id, "rows": len(bookings),
+                "period": span.key, "why": why, "by": by, "run_id": run_id, "rows": len(bookings),
                 "differences": {currency: plain(difference) for currency, difference in by_currency.items()},
             }  # fmt: skip
             connection.execute(
-                _AUDIT, {"now": now, "tenant_id": tenant_id, "subject": period, "detail": json.dumps(detail)}
+                _AUDIT, {"now": now, "tenant_id": tenant_id, "subject": span.key, "detail": json.dumps(detail)}
             )
         changed += len(bookings)
         hours.update(booking.due.hour for booking in bookings)
     return Rerated(asked, changed, differences, tuple(failed), tuple(sorted(hours)))
+
+
+def _spans(catalog: Catalog, period: str, now: datetime, tenants: Iterable[str]) -> Iterator[tuple[str, Period]]:
+    """The periods to be rated, tenant by tenant."""
+    keys = catalog.period_keys(period, now) if len(period) == len("2026-01") else [period]
+    for tenant_id in tenants:
+        spans = (catalog.tenant(tenant_id).period(key) for key in keys)
+        yield from ((tenant_id, span) for span in spans if not span.empty)
 
 
 def _questions(

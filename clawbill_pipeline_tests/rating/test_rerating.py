@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clawbill_pipeline.catalog import parse
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.rating.rerating import Rerated, rerate
 from clawbill_pipeline_tests.rating.scripted import Asked, Step, scripted
-from clawbill_pipeline_tests.rating.world import NOW, World
+from clawbill_pipeline_tests.rating.world import CATALOGUE, NOW, START, World
 
 
 class Prices:
@@ -111,3 +113,20 @@ def test_what_cannot_be_asked_keeps_its_amount_and_stops_nobody(place: tuple[Wor
     prices.down.clear()
     assert again(world).changed == 1
     assert world.failures() == []
+
+
+def test_a_month_s_weeks_are_rated_anew_each_by_itself(place: tuple[World, Prices]) -> None:
+    world, prices = place
+    weekly = parse(CATALOGUE.replace("acme: {rate_card: card}", "acme: {rate_card: card, interval: week}"))
+    world = World(world.ledger, world.url, weekly)
+    for day in range(16):
+        world.meter(24 * day, 20, service="storage")
+    world.rate(hours=16 * 24)
+    prices.cents["storage"] = 20
+    # Weeks start on Mondays: the 2nd and the 9th; the 1st is of October's last, the 16th of one that still runs.
+    done = again(world, now=START + timedelta(days=15))
+    assert done.differences == {"USD": Decimal("0.1") * (2 * (7 * 20 - 10) + 20 - 10)}
+    assert [row["subject"] for row in world.rows("SELECT * FROM audit_trail ORDER BY id")] == [
+        "2026-11-02", "2026-11-09", "2026-11-16",
+    ]  # fmt: skip
+    assert again(world, period="2026-10-26").differences == {"USD": Decimal("1")}
