@@ -140,6 +140,31 @@ def test_an_object_that_is_replaced_while_it_is_read_is_never_half_read(place, b
     assert place.land().events == 1
 
 
+def test_a_parquet_object_that_is_replaced_while_it_is_read_waits_for_the_next_landing(place, bucket, monkeypatch):
+    def table(name, count):
+        row = {"id": name, "team": "acme", "at": "2026-11-22T10:00:00Z", "calls": "1"}
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([{**row, "id": f"{name}{n}"} for n in range(count)]), file)
+        return file.getvalue()
+
+    monkeypatch.setattr(object_store, "_BUFFER", 200)
+    bucket.put("logs/a.parquet", table("old", 5000))
+    place.sources = (source(bucket, "files", pattern="*.parquet", mapping=MAPPING),)
+    whole, new = object_store.ObjectFolder.range, table("new", 5)
+    read = []
+
+    def late(folder, listed, start, size):
+        read.append(start)
+        if len(read) > 1 and start < read[-2] and bucket.get("logs/a.parquet") != new:  # the digest is made, rows come
+            bucket.put("logs/a.parquet", new)
+        return whole(folder, listed, start, size)
+
+    monkeypatch.setattr(object_store.ObjectFolder, "range", late)
+    landed = place.land()
+    assert (landed.events, landed.waiting, landed.problems, place.quarantine()) == (0, 1, (), [])
+    assert place.land().events == 5
+
+
 def test_a_busy_store_sets_that_input_aside_and_it_is_read_next_time(place, bucket, monkeypatch):
     for name in "abc":
         bucket.put(f"logs/{name}.jsonl", line(name))
