@@ -8,6 +8,7 @@ from clawbill_pipeline.defs.assets.rated_usage import rated_usage
 from clawbill_pipeline.defs.assets.stripe_setup import stripe_setup
 from clawbill_pipeline.defs.partitions import hours, hours_of
 from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.delivery.operations import counts
 from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.delivery.sending import deliver
 from clawbill_pipeline.ledger import Ledger, tables
@@ -38,9 +39,10 @@ def stripe_usage_records(
     """One usage record a Stripe customer, meter and hour; a correction is a new revision under a new identifier.
 
     The intent is committed before the call, every retry carries the same identifier, and what an earlier run left
-    undelivered is sent as well.
+    undelivered is sent as well. ``outbox`` shows records by state: all that are open, and these hours' delivered ones.
     """
     window = hours_of(context)
-    planned = plan(ledger, catalog, hours=(window["start"], window["end"]), now=clock(), run_id=context.run_id)
+    billed = window["start"], window["end"]
+    planned = plan(ledger, catalog, hours=billed, now=clock(), run_id=context.run_id)
     delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run_id)
-    return materialized(planned, delivered, rows=planned.records)
+    return materialized(planned, delivered, rows=planned.records, outbox=counts(ledger, billed))
