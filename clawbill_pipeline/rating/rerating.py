@@ -18,7 +18,7 @@ from clawbill_pipeline.ledger.database import lock_all
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
-from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standing
+from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standings
 from clawbill_pipeline.rating.station import Booking, Due, ask, write_bookings
 
 
@@ -128,9 +128,9 @@ def _questions(
             questions.append(_Question(due, row.quantity, None))
         else:
             newest[row.service, row.dimensions] = due  # rows come in order of their windows
-    for (service, dimensions), due in newest.items():
-        standing = read_standing(connection, catalog, Group(tenant_id, service, dimensions, span.start))
-        questions.append(_Question(due, standing.quantity, standing))
+    spanning = {Group(tenant_id, *key, span.start): due for key, due in newest.items()}
+    for group, standing in read_standings(connection, catalog, list(spanning)).items():
+        questions.append(_Question(spanning[group], standing.quantity, standing))
     return questions
 
 

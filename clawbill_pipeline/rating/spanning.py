@@ -13,11 +13,11 @@ The differences that are booked telescope to the rate of the whole. Three things
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -83,41 +83,57 @@ def lock_groups(connection: Connection, groups: Iterable[Group]) -> None:
     lock_all(connection, (("period", *group[:3], group.period_start.isoformat()) for group in groups))
 
 
-def read_standing(connection: Connection, catalog: Catalog, group: Group) -> Standing:
-    """How ``group`` stands, which is locked."""
+def read_standings(connection: Connection, catalog: Catalog, groups: Sequence[Group]) -> dict[Group, Standing]:
+    """How ``groups`` stand, which are locked."""
+    last = [_last_hour(catalog, group) for group in groups]
+    given = {
+        **{name: [getattr(group, name) for group in groups] for name in Group._fields},
+        "last_hour": last,
+        "last": [max(hour, group.period_start) for hour, group in zip(last, groups, strict=True)],
+    }
+    return {groups[row.number - 1]: _standing(row) for row in connection.execute(_STANDINGS, given)}
+
+
+def _last_hour(catalog: Catalog, group: Group) -> datetime:
     tenant = catalog.tenant(group.tenant_id)
     close = tenant.close(tenant.period_at(group.period_start))
-    hour = utc_hour(close - timedelta(microseconds=1))
-    last = max(hour, group.period_start)
-    found = connection.execute(_STANDING, {**group._asdict(), "last_hour": hour, "last": last}).one()
+    return utc_hour(close - timedelta(microseconds=1))
+
+
+def _standing(row: Any) -> Standing:
     # An hour that was metered without this group will not close it; what comes now is late, and the period is over.
-    closed = found.is_booked or (found.is_over and not found.is_awaited)
-    if found.asked_quantity is None:
-        return Standing(last, closed)
+    closed = row.is_booked or (row.is_over and not row.is_awaited)
+    if row.asked_quantity is None:
+        return Standing(row.last, closed)
     # Rows of before these columns were booked without them.
-    unlimited = found.amount if found.period_unlimited is None else found.period_unlimited
-    answered = found.answered_amount if found.unlimited_amount is None else found.unlimited_amount
+    unlimited = row.amount if row.period_unlimited is None else row.period_unlimited
+    answered = row.answered_amount if row.unlimited_amount is None else row.unlimited_amount
     # Where OpenClaw does not tell its terms, nobody knows whether they are still those of an earlier run.
-    terms = terms_of(found.rate_card_version, found.terms) or "?"
-    return Standing(
-        last, closed, found.asked_quantity, found.amount, unlimited, answered, terms, found.currency
-    )  # fmt: skip
+    terms = terms_of(row.rate_card_version, row.terms) or "?"
+    return Standing(row.last, closed, row.asked_quantity, row.amount, unlimited, answered, terms, row.currency)
 
 
-_STANDING = text("""
-    WITH booked AS (
-        SELECT hour, window_start, revision, booking, amount, currency, asked_quantity, answered_amount,
-               unlimited_amount, period_unlimited, rate_card_version, answer ->> 'terms' AS terms
-        FROM rated_usage
-        WHERE tenant_id = :tenant_id AND service = :service AND dimensions = :dimensions
-          AND period_start = :period_start AND basis = 'period_to_date'),
-    newest AS (SELECT DISTINCT ON (hour, window_start) amount FROM booked ORDER BY hour, window_start, revision DESC)
-    SELECT l.asked_quantity, l.answered_amount, l.unlimited_amount, l.period_unlimited, l.rate_card_version, l.terms,
-           l.currency, (SELECT sum(amount) FROM newest) AS amount,
-           EXISTS (SELECT FROM booked WHERE hour = :last_hour AND window_start = :last) AS is_booked,
-           EXISTS (SELECT FROM metered_hours WHERE hour = :last_hour) AS is_over,
-           EXISTS (SELECT FROM metered_usage
-                   WHERE hour = :last_hour AND tenant_id = :tenant_id AND service = :service
-                     AND dimensions = :dimensions AND window_start = :last) AS is_awaited
-    FROM (SELECT) AS one LEFT JOIN (SELECT * FROM booked ORDER BY booking DESC LIMIT 1) AS l ON true
+_STANDINGS = text("""
+    SELECT g.number, g.last, l.asked_quantity, l.answered_amount, l.unlimited_amount, l.period_unlimited,
+           l.rate_card_version, l.terms, l.currency, held.amount, coalesce(held.is_booked, false) AS is_booked,
+           EXISTS (SELECT FROM metered_hours m WHERE m.hour = g.last_hour) AS is_over,
+           EXISTS (SELECT FROM metered_usage m
+                   WHERE (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start)
+                       = (g.last_hour, g.tenant_id, g.service, g.dimensions, g.last)) AS is_awaited
+    FROM unnest(CAST(:tenant_id AS text[]), CAST(:service AS text[]), CAST(:dimensions AS text[]),
+                CAST(:period_start AS timestamptz[]), CAST(:last_hour AS timestamptz[]), CAST(:last AS timestamptz[]))
+        WITH ORDINALITY AS g (tenant_id, service, dimensions, period_start, last_hour, last, number)
+    LEFT JOIN LATERAL (
+        SELECT asked_quantity, answered_amount, unlimited_amount, period_unlimited, rate_card_version,
+               answer ->> 'terms' AS terms, currency
+        FROM rated_usage r
+        WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
+            = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
+        ORDER BY booking DESC LIMIT 1) AS l ON true
+    LEFT JOIN LATERAL (
+        SELECT sum(amount) AS amount, bool_or(window_start = g.last) AS is_booked
+        FROM (SELECT DISTINCT ON (hour, window_start) window_start, amount FROM rated_usage r
+              WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
+                  = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
+              ORDER BY hour, window_start, revision DESC) AS newest) AS held ON true
 """)

@@ -22,7 +22,7 @@ from clawbill_pipeline.ledger.tallies import Tally, add_tally, histogram
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
-from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standing
+from clawbill_pipeline.rating.spanning import Group, Standing, lock_groups, read_standings
 from clawbill_pipeline.results import Check
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def _rate_chunk(
             by.append((row, period.start))
     groups = _groups(spanning)
     lock_groups(connection, groups)
-    standings = {group: read_standing(connection, catalog, group) for group in groups}
+    standings = read_standings(connection, catalog, list(groups))
     results = asyncio.run(_ask_all(catalog, openclaw, hourly, groups, standings))
     return [r for r in results if isinstance(r, Booking)], [
         *unmapped,
