@@ -256,6 +256,39 @@ def test_files_that_no_landing_names_are_not_read(place: World) -> None:
     assert place.meter().quantities == {"calls": 1}
 
 
+@pytest.mark.parametrize(
+    ("service", "first", "late_one", "unchanged"),
+    [
+        # Two events land in time, one late; then one more that changes nothing of the hour.
+        ("calls", "5.5", "12.5", "0"),
+        ("jobs", "2", "3", None),
+        ("seats", "5", "7", "6"),
+        ("quota", "0.5", "7", "9"),
+        ("users", "2", "3", "1"),
+        ("members", "2", "3", "1"),
+        ("disk", "2.75", "4.375", None),
+    ],
+)
+def test_late_usage_revises_every_aggregation(
+    place: World, service: str, first: str, late_one: str, unchanged: str | None
+) -> None:
+    # A level of 5 for half an hour and of 0.5 for the rest, of which the late one makes the last quarter 7.
+    place.land([event("a", 0, 5, service=service, user="ann"), event("b", 30, "0.5", service=service, user="bob")])
+    place.meter()
+    place.land([event("c", 45, 7, service=service, user="cid")])
+    assert late(place) == [(START, 2)]
+    place.meter()
+    expected = [(1, "first", first), (2, "late", late_one)]
+    assert place.revisions() == expected
+    if unchanged is not None:
+        place.land([event("d", 10, unchanged, service=service, user="ann")])
+        place.meter()
+        assert place.revisions() == expected
+    assert place.meter().new_revisions == 0
+    # The newest revision is what one full computation comes to.
+    assert [plain(quantity) for quantity in place.held().values()] == [late_one]
+
+
 # --- values that count once ------------------------------------------------------------------------------------------
 
 
