@@ -23,6 +23,7 @@ ASSET_OF_STEP = {
     "metered_rated": "rated_usage",
     "rated_sent": "stripe_usage_records",
     "sent_held": "stripe_usage_records",
+    "ledger_drafted": "invoice_drafts",
     "held_invoiced": "stripe_invoices",
     "invoiced_asked": "stripe_invoices",
     "invoiced_paid": "stripe_invoices",
@@ -108,7 +109,8 @@ WITH matters AS (
     'source ' || s.name || ': ' || coalesce('nothing landed since ' || to_char(l.newest, 'YYYY-MM-DD"T"HH24:MI"Z"'),
       'nothing ever landed')
   FROM unnest(CAST(:sources AS text[]), CAST(:stale_after AS interval[])) AS s (name, stale_after)
-  LEFT JOIN LATERAL (SELECT max(landed_at) AS newest FROM landings WHERE source = s.name) l ON true
+  LEFT JOIN LATERAL (
+    SELECT landed_at AS newest FROM landings WHERE source = s.name ORDER BY id DESC LIMIT 1) l ON true
   WHERE coalesce(l.newest, :start) + s.stale_after < :now
   UNION ALL
   SELECT 'parked', p.tenant_id || ' ' || p.parked, 'Parked usage records', NULL, p.amount, c.currency,

@@ -78,6 +78,7 @@ landings = Table(
     _at("landed_at"),
     Column("run_id", Text, nullable=False),
     UniqueConstraint("source", "uri", "position", "sha256"),
+    Index(None, "source", "id"),
     CheckConstraint("lines = event_lines + quarantined", name="books"),
 )
 
@@ -256,10 +257,11 @@ rated_usage = Table(
     Column("unlimited_amount", Numeric(38, 12), comment="period_to_date: answered_amount before maximum and minimum."),
     Column("period_unlimited", Numeric(38, 12), comment="The period so far before them, over all terms it was rated."),
     Column("without_answer", JSONB, comment="For the period without this row, where asked anew: terms had changed."),
+    Column("period_amount", Numeric(38, 12), comment="What is booked for the period with this row: the windows' sum."),
     _one_of("reason", RATING_REASONS),
     _one_of("basis", ("hourly", "period_to_date")),
     CheckConstraint("revision >= 1 AND metered_revision >= 1", name="revision"),
-    Index(None, "tenant_id", "service", "period_start"),
+    Index(None, "tenant_id", "service", "period_start", "booking"),
     postgresql_partition_by="RANGE (hour)",
 )
 
