@@ -7,7 +7,7 @@ does not fit: DuckDB and pandas go through a float here. A property test holds b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Fields
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -87,6 +87,11 @@ class Bulk:
             explicit_schema=pa.schema(fields), unexpected_field_behavior="error" if closed else "ignore"
         )
 
+    @property
+    def dimensions(self) -> Sequence[str]:
+        """What some service is priced by, or counts the values of."""
+        return self._dimensions
+
     def rows(self, block: ParquetBlock, mapping: Mapping) -> tuple[list[pa.RecordBatch], Iterable[Line], int]:
         """The same of Parquet rows, where the mapping only names fields and each is of a fitting type.
 
@@ -95,7 +100,7 @@ class Bulk:
         given = self._given(block.rows, mapping)
         if given is None:
             return [], block.lines(), 0
-        columns, good = self._checked(given)
+        columns, good = self.checked(given)
         nothing = np.empty(0, np.int64)
         if mapping.usage[0].skip_zero:
             none = pc.equal(given["quantity"], _ZERO).fill_null(True).to_numpy(zero_copy_only=False)
@@ -158,7 +163,7 @@ class Bulk:
             lines = np.concatenate([piece.lines for piece in alike])
             offsets = np.concatenate([piece.offsets for piece in alike])
             given = {name: pa.concat_arrays([piece.given[name] for piece in alike]) for name in alike[0].given}
-            columns, good = self._checked(given)
+            columns, good = self.checked(given)
             if len(good):
                 places = [pa.array(lines[good]), pa.array(offsets[good])]
                 batches.append(pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS))
@@ -188,7 +193,7 @@ class Bulk:
             yield TextBlock.at(at, data[rest:])
 
     def _given_texts(self, found: Fields[str, pa.Array]) -> dict[str, pa.Array] | None:
-        """The members as ``_checked`` takes them; None where one is missing or of the wrong form."""
+        """The members as ``checked`` takes them; None where one is missing or of the wrong form."""
         if not found.keys() >= _NEEDED:
             return None
         lines = len(found[""])
@@ -246,9 +251,13 @@ class Bulk:
             return None
         if table.num_rows != lines:
             return None
-        return self._checked({name: _one(table[name]) for name in table.column_names})
+        return self.checked({name: _one(table[name]) for name in table.column_names})
 
-    def _checked(self, given: dict[str, pa.Array]) -> tuple[list[pa.Array], Numbers]:
+    def checked(self, given: dict[str, pa.Array]) -> tuple[list[pa.Array], Numbers]:
+        """``(columns without places of those that are usage events beyond doubt, which of them these are)``.
+
+        ``given`` has event_id, tenant_id, service, quantity, timestamp, specversion and all ``dimensions``.
+        """
         event_id, quantity = given["event_id"], given["quantity"]
         time = given["timestamp"].cast(pa.timestamp("us", tz="UTC"), safe=False)
         tenant, known_tenant = self._tenants(given["tenant_id"])

@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from clawbill_pipeline.usage.bulk import COLUMNS, Bulk, by_hour
+from clawbill_pipeline.usage.event_columns import EventColumns
 from clawbill_pipeline.usage.events import Event, Fault, Judge
+from clawbill_pipeline.usage.ingested import RequestBlock
 from clawbill_pipeline.usage.inputs import Block, Format, Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import JsonRecords
 from clawbill_pipeline.usage.mapped import Mapped
@@ -60,6 +62,9 @@ class Reader:
                 batches, lines = self._bulk.json_lines(block)
             elif isinstance(self._format, Mapped) and isinstance(block, ParquetBlock):
                 batches, lines, passed = self._bulk.rows(block, self._format.mapping)
+            elif isinstance(block, RequestBlock):
+                batches, left = EventColumns(self._judge).read(block.requests)
+                lines = [Line(number, 0, body) for number, body in left]
         taken = passed + sum(batch.num_rows for batch in batches)
         slow = OneByOne(self._source, self._uri, self._format, self._judge)
         for line in lines:

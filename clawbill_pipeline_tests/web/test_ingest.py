@@ -198,6 +198,25 @@ def test_a_request_that_comes_again_is_stored_once(posting: Posting) -> None:
     assert len({e["event_id"] for e in read_lake(posting)}) == 2
 
 
+def test_a_large_batch_is_judged_in_columns_by_the_clock_and_the_catalogue_of_now(
+    posting: Posting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "REMEMBERED", 0.0)
+    batch = [event(f"e{number}") for number in range(600)]
+    assert posting.post(batch).json() == {"accepted": 600, "quarantined": []}
+    late = [*batch, event("late", time="2026-11-22T12:06:00Z")]
+    (error,) = problem(posting.post(late), 422, "not_usage")["errors"]
+    assert (error["index"], error["reason"]) == (600, "in_the_future")
+    assert posting.settings.clock is not None
+    posting.settings.clock.write_text((NOW + timedelta(minutes=2)).isoformat())
+    assert posting.post(late).status_code == 200
+    path = posting.settings.catalog_file
+    path.write_text(CATALOGUE.replace("api.calls", "api.other"))
+    assert problem(posting.post(batch[1:]), 422, "not_usage")["faulty_events"] == 599
+    path.write_text(CATALOGUE)
+    assert posting.land(NOW + timedelta(minutes=2)).events == 1201
+
+
 def test_an_empty_batch_is_fine_and_stores_nothing(posting: Posting) -> None:
     assert posting.post([]).json() == {"accepted": 0, "quarantined": []}
     assert posting.stored == 0
@@ -325,7 +344,11 @@ def test_without_a_token_that_is_in_use_nothing_is_read(posting: Posting, monkey
     problem(posting.post(event()), 401, "no_token")
 
 
-def test_a_token_brings_the_usage_of_its_tenants_and_services_alone(posting: Posting) -> None:
+@pytest.mark.parametrize("many", [1, 500], ids=["in columns", "one by one"])
+def test_a_token_brings_the_usage_of_its_tenants_and_services_alone(
+    posting: Posting, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(ingest, "_MANY", many)
     acme = posting.add_token("acme", tenants=["acme"])
     calls = posting.add_token("calls", services=["api.calls"])
     assert posting.post([event("1"), event("2", type="tokens", model="m")], token=acme).status_code == 200
