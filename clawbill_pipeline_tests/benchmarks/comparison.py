@@ -2,24 +2,30 @@
 
 ``python -m clawbill_pipeline_tests.benchmarks.comparison [--rows 5000000] [--no-pandas]``: both sides have that many
 rows, of which one in a thousand is missing on the right and one in a thousand differs. Rounds take turns; medians
-count, of wall time and of processor time, which says more on a busy machine. Also timed: the comparison of all five
-steps, which sums four tables by hour and joins what differs.
+count, of wall time and of processor time, which says more on a busy machine. Also timed: the same with the reports of
+what was found written, and the comparison of all five steps, which sums four tables by hour and joins what differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from clawbill_pipeline.catalog import Calendar
 from clawbill_pipeline.duck import duck
+from clawbill_pipeline.ledger.waterfall import Step
 from clawbill_pipeline.reconciliation import hourly
+from clawbill_pipeline.reporting.render import FILES
+from clawbill_pipeline.reporting.report import Break, Report
+from clawbill_pipeline_tests.benchmarks.common import Took, table, taking_turns, timed
 
 KEY = ("hour", "tenant_id", "service", "dimensions", "window_start")
 NOW = datetime(2026, 11, 4, tzinfo=UTC)
@@ -83,17 +89,82 @@ def five_steps(db: duckdb.DuckDBPyConnection) -> int:
     return sum(1 for _ in hourly.compare_hours(db, Calendar(), NOW))
 
 
+def with_files(db: duckdb.DuckDBPyConnection, folder: Path) -> int:
+    """The comparison with its reports: workbook, page and CSV of every difference and of each tenant's sums."""
+    found = classified(db)
+    breaks = tuple(
+        Break(tenant, service, hour, "metered_rated", cause, "USD", quantity, quantity, detail, NOW, NOW, None)
+        for tenant, service, hour, cause, quantity, detail in db.execute(_FOUND).fetchall()
+    )
+    steps = tuple(
+        Step(tenant, service, "USD", "amount", metered, amount, amount)
+        for tenant, service, metered, amount in db.execute(_SUMS).fetchall()
+    )
+    report = Report("2026-10", 1, NOW, steps, breaks, (), (), ())
+    for name, make in FILES.items():
+        (folder / name).write_bytes(make(report))
+    return found
+
+
+_FOUND = """
+SELECT tenant_id, service, hour, cause, CAST(rated - metered AS DECIMAL(38, 12)), detail FROM metered_rated
+ORDER BY tenant_id, service, hour"""
+_SUMS = """
+SELECT tenant_id, service, CAST(m.metered AS DECIMAL(38, 12)), CAST(r.amount AS DECIMAL(38, 12))
+FROM (SELECT tenant_id, service, sum(quantity) AS metered FROM metered GROUP BY ALL) m
+LEFT JOIN (SELECT tenant_id, service, sum(amount) AS amount FROM rated GROUP BY ALL) r USING (tenant_id, service)
+ORDER BY ALL"""
+
+
 def with_pandas(frames: tuple[Any, Any]) -> int:
     left, right = frames
-    merged = left.merge(right, on=list(KEY), how="outer", suffixes=("", "_rated"), indicator=True)
-    return int(((merged["_merge"] != "both") | (merged["quantity"] != merged["quantity_rated"])).sum())
+    merged = left.merge(right, on=list(KEY), how="outer", suffixes=("", "_rated"))
+    return int((merged["quantity"] != merged["quantity_rated"]).sum())  # what is missing is not equal to anything
 
 
-def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    """``((wall, processor seconds of all threads), result)``."""
-    start, used = time.perf_counter(), time.process_time()
-    result = work()
-    return (time.perf_counter() - start, time.process_time() - used), result
+@dataclass(frozen=True)
+class Measured:
+    """How long each candidate took, the median of its rounds, and how many differences all of them found."""
+
+    times: dict[str, Took]
+    differences: int
+
+
+def measure(rows: int, rounds: int, *, pandas: bool = True) -> Measured:
+    """Runs the candidates in turns; raises AssertionError where two of them don't find the same."""
+    results: dict[str, int] = {}
+    with duck() as db, tempfile.TemporaryDirectory(prefix="clawbill-files-") as folder:
+        fill(db, rows)
+        works: dict[str, Callable[[], int]] = {
+            "bare join and count": lambda: sum(bare(db)),
+            "classified": lambda: classified(db),
+            "classified, all files written": lambda: with_files(db, Path(folder)),
+            "all five steps": lambda: five_steps(db),
+        }
+
+        def kept(name: str, work: Callable[[], int]) -> None:
+            results[name] = work()
+
+        times = taking_turns({name: partial(kept, name, work) for name, work in works.items()}, rounds)
+        if pandas:
+            # Floats, which pandas merges fastest: it has no fast exact decimal.
+            query = f"SELECT {', '.join(KEY)}, CAST(quantity AS DOUBLE) AS quantity FROM"
+            frames = db.sql(f"{query} metered").df(), db.sql(f"{query} rated").df()
+            times["pandas outer merge"] = timed(lambda: kept("pandas", lambda: with_pandas(frames)))
+    differences = results["classified"]
+    assert {name: found for name, found in results.items() if found != differences} == {}
+    return Measured(times, differences)
+
+
+def told(rows: int, found: Measured) -> str:
+    """The measurement as a table; the ratios are to the bare join."""
+    base = found.times["bare join and count"]
+    shown = [
+        (name, f"{took.wall:.2f}", f"{took.wall / base.wall:.2f}", f"{took.cpu:.2f}", f"{took.cpu / base.cpu:.2f}")
+        for name, took in found.times.items()
+    ]
+    head = ("", "wall, s", "x bare", "processor, s", "x bare")
+    return f"{rows:,} x {rows:,} rows, {found.differences:,} differences\n{table(head, shown)}"
 
 
 def main() -> None:
@@ -102,33 +173,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-pandas", action="store_true")
     asked = parser.parse_args()
-    with duck() as db:
-        fill(db, asked.rows)
-        works: dict[str, Callable[[], Any]] = {
-            "bare join and count": lambda: bare(db),
-            "classified": lambda: classified(db),
-            "all five steps": lambda: five_steps(db),
-        }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-        results: dict[str, Any] = {}
-        for _ in range(asked.rounds):
-            for name, work in works.items():
-                seconds, results[name] = timed(work)
-                times[name].append(seconds)
-        assert sum(results["bare join and count"]) == results["classified"], results
-        if not asked.no_pandas:
-            # Floats, which pandas merges fastest: it has no fast exact decimal.
-            query = f"SELECT {', '.join(KEY)}, CAST(quantity AS DOUBLE) AS quantity FROM"
-            frames = db.sql(f"{query} metered").df(), db.sql(f"{query} rated").df()
-            seconds, found = timed(lambda: with_pandas(frames))
-            assert found == results["classified"]
-            times["pandas outer merge"] = [seconds]
-    print(f"{asked.rows:,} x {asked.rows:,} rows, {results['classified']:,} differences")  # noqa: T201
-    medians = {name: [statistics.median(clock) for clock in zip(*of, strict=True)] for name, of in times.items()}
-    wall_bare, used_bare = medians["bare join and count"]
-    for name, (wall, used) in medians.items():
-        shown = f"{wall:7.2f} s {wall / wall_bare:6.2f} x bare    {used:7.2f} s of processor {used / used_bare:6.2f} x"
-        print(f"{name:22} {shown}")  # noqa: T201
+    print(told(asked.rows, measure(asked.rows, asked.rounds, pandas=not asked.no_pandas)))  # noqa: T201
 
 
 if __name__ == "__main__":
