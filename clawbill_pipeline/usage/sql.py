@@ -111,6 +111,8 @@ class TableRows:
         place = (-1, 0)
         with engine.connect() as connection:
             newest = connection.scalar(select(func.max(order)))
+            if newest is None:  # no row as yet
+                return
             result = connection.execution_options(yield_per=_ROWS).execute(query.where(order <= newest))
             for rows in result.mappings().partitions():
                 places = []

@@ -116,3 +116,8 @@ def test_a_table_needs_an_event_id():
     mapping = {name: value for name, value in SOURCE["mapping"].items() if name != "event_id"}
     with pytest.raises(CatalogError, match="event_id must name a column"):
         catalogue({**SOURCE, "mapping": mapping})
+
+
+def test_a_table_without_a_row_is_no_problem(place, spend):
+    place.sources = (SOURCE,)
+    assert place.land().problems == ()
