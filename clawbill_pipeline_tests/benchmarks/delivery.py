@@ -1,25 +1,31 @@
 """How fast usage records reach Stripe, against the bare SDK; how fast the outbox is planned; how the limiter holds.
 
 ``python -m clawbill_pipeline_tests.benchmarks.delivery [--records 100000] [--rows 1000000] [--seconds 30]``
-All against the Stripe stand-in on this machine and an embedded PostgreSQL of its own; prints one JSON object.
+All against the Stripe stand-in on this machine and an embedded PostgreSQL of its own; prints a table. The bare SDK and
+the sender take turns; the best of each round counts, and beside the clock this process' own processor time, which says
+more on a busy machine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import click
+import psycopg
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from clawbill_pipeline.catalog import Catalog, parse
+from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.delivery.pacing import TokenBucket
 from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.delivery.sending import deliver
@@ -139,39 +145,86 @@ async def held_rate(rate: int, seconds: float) -> float:
     return passed / seconds
 
 
+@dataclass
+class Speed:
+    """What ``count`` things took: by the clock, and of this process' processor time."""
+
+    count: int
+    wall: float
+    used: float
+
+    @property
+    def per_second(self) -> float:
+        return self.count / self.wall
+
+    @property
+    def microseconds(self) -> float:
+        return self.used / self.count * 1e6
+
+
+@contextmanager
+def measured(count: int, into: list[Speed]) -> Iterator[None]:
+    wall, used = time.perf_counter(), time.process_time()
+    yield
+    into.append(Speed(count, time.perf_counter() - wall, time.process_time() - used))
+
+
+def best(speeds: list[Speed]) -> Speed:
+    return Speed(speeds[0].count, min(each.wall for each in speeds), min(each.used for each in speeds))
+
+
 @click.command()
 @click.option("--records", default=100_000, show_default=True, help="Usage records to deliver.")
 @click.option("--rows", default=1_000_000, show_default=True, help="Rated rows to plan.")
+@click.option("--rounds", default=3, show_default=True, help="How often the bare SDK and the sender take turns.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the limiter is watched.")
-def main(records: int, rows: int, seconds: float) -> None:
+def main(records: int, rows: int, rounds: int, seconds: float) -> None:
+    """Measures, and prints the table."""
     catalog = parse(CATALOG)
-    result: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="clawbill-bench-") as folder:
         server = embedded.start(Path(folder) / "postgres", durable=False)
         sandbox = Sandbox(Path(folder) / "stripe", now=int(NOW.timestamp()))
         try:
-            result["bare_sdk_calls_per_second"] = round(_bare(sandbox, records))
-            for backend in ("hour_meter", "hour_meter_stream"):
-                result[backend] = _delivered(server, sandbox, catalog, backend, records)
-            result["planned_rows_per_second"] = _planned(server, sandbox, catalog, rows)
-            result["limiter_1000_per_second"] = round(asyncio.run(held_rate(1000, seconds)), 1)
+            _sending(server, sandbox, catalog, records, rounds)
+            _planning(server, sandbox, catalog, rows)
+            _month(server, sandbox, catalog, rows)
+            rate = asyncio.run(held_rate(1000, seconds))
+            _say("limiter at 1,000 calls/s", f"{rate:,.1f} calls/s over {seconds:g} s ({rate / 10 - 100:+.2f} %)")
         finally:
             sandbox.stop()
             embedded.stop(Path(folder) / "postgres")
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
-def _bare(sandbox: Sandbox, records: int) -> float:
+def _say(what: str, result: str) -> None:
+    sys.stdout.write(f"{what:42} {result}\n")
+    sys.stdout.flush()
+
+
+def _sending(server: embedded.Server, sandbox: Sandbox, catalog: Catalog, records: int, rounds: int) -> None:
+    bare_sdk: list[Speed] = []
+    sent: dict[str, list[Speed]] = {"hour_meter": [], "hour_meter_stream": []}
+    for number in range(rounds):
+        _bare(sandbox, records, bare_sdk)
+        for backend, speeds in sent.items():
+            _delivered(server, sandbox, catalog, backend, records, number, speeds)
+    base = best(bare_sdk)
+    _say("bare SDK on AIOHTTPClient, v1", f"{base.per_second:8,.0f} calls/s   {base.microseconds:6.0f} µs of processor")
+    for backend, what in (("hour_meter", "outbox, v1 (1 record a call)"), ("hour_meter_stream", "outbox, v2 (100)")):
+        speed = best(sent[backend])
+        said = f"{speed.per_second:8,.0f} records/s {speed.microseconds:6.0f} µs of processor"
+        wall, used = speed.per_second / base.per_second, base.microseconds / speed.microseconds
+        _say(what, f"{said}   {wall:.2f} x bare by the clock, {used:.2f} x by processor")
+
+
+def _bare(sandbox: Sandbox, records: int, into: list[Speed]) -> None:
     account = sandbox.account()
     account.meter("clawbill_tokens", event_time_window="hour")
     windows = [(f"cus_{n % (records // HOURS):06d}", T0 + timedelta(hours=n % HOURS)) for n in range(records)]
-    return asyncio.run(bare(StripeApi(SecretStr(account.key), base=sandbox.url), windows, 32))
+    with measured(records, into):
+        asyncio.run(bare(StripeApi(SecretStr(account.key), base=sandbox.url), windows, 32))
 
 
 def _ledger(server: embedded.Server, name: str) -> Ledger:
-    import psycopg
-
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     migrate(server.url(name))
@@ -179,34 +232,70 @@ def _ledger(server: embedded.Server, name: str) -> Ledger:
 
 
 def _delivered(
-    server: embedded.Server, sandbox: Sandbox, catalog: Catalog, backend: str, records: int
-) -> dict[str, float]:
-    account, ledger = sandbox.account(), _ledger(server, backend)
+    server: embedded.Server,
+    sandbox: Sandbox,
+    catalog: Catalog,
+    backend: str,
+    records: int,
+    number: int,
+    into: list[Speed],
+) -> None:
+    account, ledger = sandbox.account(), _ledger(server, f"{backend}_{number}")
     fill(ledger, account, records, backend)
     plan(ledger, catalog, hours=None, now=NOW, run_id="benchmark")
     api = StripeApi(SecretStr(account.key), base=sandbox.url)
-    started = time.perf_counter()
-    delivered = deliver(ledger, catalog, api, now=lambda: NOW, run_id="benchmark")
-    seconds = time.perf_counter() - started
+    with measured(records, into):
+        delivered = deliver(ledger, catalog, api, now=lambda: NOW, run_id="benchmark")
     ledger.dispose()
     if delivered.delivered != records:
         raise SystemExit(f"{delivered} instead of {records}")
-    return {"seconds": round(seconds, 2), "records_per_second": round(records / seconds)}
 
 
-def _planned(server: embedded.Server, sandbox: Sandbox, catalog: Catalog, rows: int) -> dict[str, float]:
+def _planning(server: embedded.Server, sandbox: Sandbox, catalog: Catalog, rows: int) -> None:
     ledger = _ledger(server, "planning")
     fill(ledger, sandbox.account(), rows, "hour_meter")
-    started = time.perf_counter()
-    planned = plan(ledger, catalog, hours=None, now=NOW, run_id="benchmark")
-    first = time.perf_counter() - started
-    started = time.perf_counter()
-    again = plan(ledger, catalog, hours=None, now=NOW, run_id="benchmark")
-    second = time.perf_counter() - started
+    speeds: list[Speed] = []
+    for expected, what in ((rows, f"planning {rows:,} rated rows"), (0, "planning them again, unchanged")):
+        with measured(rows, speeds):
+            planned = plan(ledger, catalog, hours=None, now=NOW, run_id="benchmark")
+        if planned.records != expected:
+            raise SystemExit(f"{planned} instead of {expected} records")
+        _say(what, f"{speeds[-1].wall:8.1f} s   {speeds[-1].per_second:8,.0f} rows/s")
     ledger.dispose()
-    if (planned.records, again.records) != (rows, 0):
-        raise SystemExit(f"{planned}, then {again}, instead of {rows} and 0")
-    return {"seconds": round(first, 2), "rows_per_second": round(rows / first), "again_seconds": round(second, 2)}
+
+
+def _month(server: embedded.Server, sandbox: Sandbox, catalog: Catalog, rows: int) -> None:
+    """An hour of a thirtieth of the rows' customers at the start of a month and at its end."""
+    ledger, customers, days = _ledger(server, "month"), max(rows // 720, 10), 30
+    fill(ledger, sandbox.account(), customers * HOURS, "hour_meter")
+    with ledger.transaction() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO rated_usage (hour, tenant_id, service, dimensions, window_start, revision,
+                    metered_revision, basis, reason, quantity, amount, currency, asked_quantity, answered_amount,
+                    period_start, answer, rate_card_version, latency_ms, rated_at, run_id)
+                SELECT h, tenant_id, service, '', h, 1, 1, basis, reason, quantity, amount, currency, asked_quantity,
+                    answered_amount, period_start, answer, rate_card_version, latency_ms, rated_at, run_id
+                FROM rated_usage, generate_series(CAST(:first AS timestamptz), CAST(:last AS timestamptz),
+                    interval '1 hour') AS h
+                WHERE hour = :start"""),
+            {"start": T0, "first": T0 + timedelta(hours=HOURS), "last": T0 + timedelta(days=days, hours=-1)},
+        )
+    spans: dict[str, list[Speed]] = {"first": [], "between": [], "last": []}
+    end = T0 + timedelta(days=days)
+    for what, since, until in (("first", T0, T0 + 5 * HOUR), ("between", T0 + 5 * HOUR, end - 5 * HOUR),
+                               ("last", end - 5 * HOUR, end)):  # fmt: skip
+        step = HOUR if what != "between" else until - since
+        while since < until:
+            with measured(customers, spans[what]):
+                plan(ledger, catalog, hours=(since, since + step), now=end, run_id="benchmark")
+            since += step
+        with ledger.engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
+    ledger.dispose()
+    first, last = best(spans["first"]), best(spans["last"])
+    said = f"{first.wall * 1000:,.0f} ms on day 1, {last.wall * 1000:,.0f} ms on day {days}"
+    _say(f"planning an hour of {customers:,} customers", f"{said} ({last.wall / first.wall:.2f} x)")
 
 
 if __name__ == "__main__":
