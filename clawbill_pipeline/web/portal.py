@@ -1,15 +1,7 @@
 """``GET /tenants/{tenant_id}/portal``: the address of a Stripe customer portal session, for the host's own application.
 
-The host's server calls it with its token and sends the signed-in tenant there; the token never reaches a browser::
-
-    @app.get("/billing")
-    def billing(user: User) -> RedirectResponse:
-        answer = httpx.get(
-            f"{CLAWBILL_URL}/tenants/{user.tenant_id}/portal",
-            params={"return_url": "https://host.example/account"},
-            headers={"Authorization": f"Bearer {PORTAL_TOKEN}"},
-        )
-        return RedirectResponse(answer.raise_for_status().json()["url"], status_code=303)
+The host's server calls it with its token and sends the signed-in tenant there; the token never reaches a browser. A
+page that does so is in docs/portal.md.
 
 An address is good for one visit and a few minutes: ask for a new one each time.
 """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -113,3 +116,19 @@ def test_while_stripe_is_away(settings: Settings, ledger_url: str) -> None:
 def test_without_a_token_there_is_no_portal(settings: Settings, ledger_url: str) -> None:
     with served(create_app(settings, Ledger(ledger_url), live=False)) as address:
         assert httpx.get(f"{address}/tenants/globex/portal", headers=TOKEN, trust_env=False).status_code == 404
+
+
+def test_the_page_of_the_documentation_leads_a_tenant_there(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "portal.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.setenv("CLAWBILL_WEB_URL", str(http.base_url).rstrip("/"))
+    monkeypatch.setenv("CLAWBILL_PORTAL_TOKEN", "portal-token")
+    names: dict[str, Any] = {}
+    exec(compile(program, "docs/portal.md", "exec"), names)
+    with served(names["app"]) as address:
+        answer = httpx.get(f"{address}/billing", headers={"x-signed-in-tenant": "globex"}, trust_env=False)
+        assert (answer.status_code, answer.headers["location"][:36]) == (303, "https://billing.stripe.com/p/session")
+        answer = httpx.get(f"{address}/billing", headers={"x-signed-in-tenant": "nobody"}, trust_env=False)
+        assert answer.status_code == 503
