@@ -129,7 +129,7 @@ def _questions(
         else:
             newest[row.service, row.dimensions] = due  # rows come in order of their windows
     spanning = {Group(tenant_id, *key, span.start): due for key, due in newest.items()}
-    for group, standing in read_standings(connection, catalog, list(spanning)).items():
+    for group, standing in read_standings(connection, catalog, list(spanning), summed=True).items():
         questions.append(_Question(spanning[group], standing.quantity, standing))
     return questions
 

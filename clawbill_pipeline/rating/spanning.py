@@ -83,13 +83,19 @@ def lock_groups(connection: Connection, groups: Iterable[Group]) -> None:
     lock_all(connection, (("period", *group[:3], group.period_start.isoformat()) for group in groups))
 
 
-def read_standings(connection: Connection, catalog: Catalog, groups: Sequence[Group]) -> dict[Group, Standing]:
-    """How ``groups`` stand, which are locked."""
+def read_standings(
+    connection: Connection, catalog: Catalog, groups: Sequence[Group], *, summed: bool = False
+) -> dict[Group, Standing]:
+    """How ``groups`` stand, which are locked: by what is on record with their last booking, in constant time each.
+
+    ``summed`` adds up their windows instead, of which there are hundreds.
+    """
     last = [_last_hour(catalog, group) for group in groups]
     given = {
         **{name: [getattr(group, name) for group in groups] for name in Group._fields},
         "last_hour": last,
         "last": [max(hour, group.period_start) for hour, group in zip(last, groups, strict=True)],
+        "summed": summed,
     }
     return {groups[row.number - 1]: _standing(row) for row in connection.execute(_STANDINGS, given)}
 
@@ -115,7 +121,18 @@ def _standing(row: Any) -> Standing:
 
 _STANDINGS = text("""
     SELECT g.number, g.last, l.asked_quantity, l.answered_amount, l.unlimited_amount, l.period_unlimited,
-           l.rate_card_version, l.terms, l.currency, held.amount, coalesce(held.is_booked, false) AS is_booked,
+           l.rate_card_version, l.terms, l.currency,
+           CASE WHEN l.period_amount IS NULL OR :summed THEN (
+               SELECT sum(amount)
+               FROM (SELECT DISTINCT ON (hour, window_start) amount FROM rated_usage r
+                     WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
+                         = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
+                     ORDER BY hour, window_start, revision DESC) AS newest)
+           ELSE l.period_amount END AS amount,
+           EXISTS (SELECT FROM rated_usage r
+                   WHERE (r.hour, r.tenant_id, r.service, r.dimensions, r.window_start)
+                       = (g.last_hour, g.tenant_id, g.service, g.dimensions, g.last)
+                     AND r.basis = 'period_to_date') AS is_booked,
            EXISTS (SELECT FROM metered_hours m WHERE m.hour = g.last_hour) AS is_over,
            EXISTS (SELECT FROM metered_usage m
                    WHERE (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start)
@@ -124,16 +141,10 @@ _STANDINGS = text("""
                 CAST(:period_start AS timestamptz[]), CAST(:last_hour AS timestamptz[]), CAST(:last AS timestamptz[]))
         WITH ORDINALITY AS g (tenant_id, service, dimensions, period_start, last_hour, last, number)
     LEFT JOIN LATERAL (
-        SELECT asked_quantity, answered_amount, unlimited_amount, period_unlimited, rate_card_version,
+        SELECT asked_quantity, answered_amount, unlimited_amount, period_unlimited, period_amount, rate_card_version,
                answer ->> 'terms' AS terms, currency
         FROM rated_usage r
         WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
             = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
         ORDER BY booking DESC LIMIT 1) AS l ON true
-    LEFT JOIN LATERAL (
-        SELECT sum(amount) AS amount, bool_or(window_start = g.last) AS is_booked
-        FROM (SELECT DISTINCT ON (hour, window_start) window_start, amount FROM rated_usage r
-              WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
-                  = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
-              ORDER BY hour, window_start, revision DESC) AS newest) AS held ON true
 """)

@@ -352,7 +352,8 @@ def _first_error(failed: Sequence[Failure]) -> str | None:
 _RATED_COLUMNS = (
     "hour", "tenant_id", "service", "dimensions", "window_start", "revision", "metered_revision", "basis", "reason",
     "quantity", "amount", "currency", "asked_quantity", "answered_amount", "period_start", "answer",
-    "rate_card_version", "latency_ms", "rated_at", "run_id", "unlimited_amount", "period_unlimited", "without_answer",
+    "rate_card_version", "latency_ms", "rated_at", "run_id", "unlimited_amount", "period_unlimited", "period_amount",
+    "without_answer",
 )  # fmt: skip
 
 
@@ -369,7 +370,8 @@ def write_bookings(connection: Connection, bookings: Sequence[Booking], now: dat
                 b.due.metered_revision, b.basis, b.due.reason, b.due.quantity, b.amount, b.answer.currency, b.asked,
                 b.answer.amount, b.period_start, json.dumps(b.answer.body), b.answer.rate_card_version,
                 b.answer.latency_ms, now, run_id, b.answer.unlimited if b.standing else None,
-                b.standing.unlimited if b.standing else None, json.dumps(b.without.body) if b.without else None,
+                b.standing.unlimited if b.standing else None, b.standing.amount if b.standing else None,
+                json.dumps(b.without.body) if b.without else None,
             )
             for b in bookings
         ),
