@@ -57,6 +57,10 @@ class Faults:
         month.used("t26", "tokens", hour(300), Decimal("15381686.4"))
         month.used("stranger", "tokens", hour(100), 50)
         self.usage = dict(month.usage)
+        self.hours: dict[str, list[Key]] = {}
+        for key in sorted(self.usage):
+            if key[1] == "tokens":
+                self.hours.setdefault(key[0], []).append(key)
         self.expected: list[tuple] = []
         self.stripe: dict[tuple[str, str], Decimal] = {}
 
@@ -65,7 +69,7 @@ class Faults:
 
     def key(self, tenant: int, nth: int = 8) -> Key:
         """An hour in which the tenant used tokens."""
-        return sorted(key for key in self.usage if key[:2] == (f"t{tenant:02}", "tokens"))[nth]
+        return self.hours[f"t{tenant:02}"][nth]
 
     def units(self, key: Key) -> Decimal:
         return self.month.units("t00", key[1], self.usage[key])
