@@ -8,7 +8,7 @@ from clawbill_pipeline_tests.benchmarks.delivery import main
 
 
 def test_every_line_of_the_table_is_measured() -> None:
-    small = ["--records", "200", "--rows", "1000", "--rounds", "1", "--seconds", "0.2"]
+    small = ["--records", "1000", "--rows", "1000", "--rounds", "1", "--seconds", "0.2"]
     result = CliRunner().invoke(main, small, catch_exceptions=False)
     lines = result.output.splitlines()
     assert result.exit_code == 0
