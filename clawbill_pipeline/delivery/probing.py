@@ -18,7 +18,7 @@ import stripe
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.delivery.backends import CUSTOMER_KEY, VALUE_KEY
 from clawbill_pipeline.delivery.errors import said
-from clawbill_pipeline.money import plain
+from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.settings import SettingsError, is_live
 from clawbill_pipeline.stripe_api import StripeApi
 
@@ -143,4 +143,4 @@ class _Probe:
         page = self._client.billing.meters.event_summaries.list(
             self._meter(kind).id, {"customer": self._customer.id, **span}
         )
-        return sum((Decimal(str(summary.aggregated_value)) for summary in page.data), Decimal(0))
+        return total(Decimal(str(summary.aggregated_value)) for summary in page.data)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from click.testing import CliRunner
 
 from clawbill_pipeline_tests.benchmarks.delivery import main
 
 
+@pytest.mark.slow
 def test_every_line_of_the_table_is_measured() -> None:
     small = ["--records", "1000", "--rows", "1000", "--rounds", "1", "--seconds", "0.2"]
     result = CliRunner().invoke(main, small, catch_exceptions=False)
