@@ -8,9 +8,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from clawbill_pipeline.catalog import CatalogError, parse
+from clawbill_pipeline.correcting import correct
+from clawbill_pipeline.definitions import build_definitions
 from clawbill_pipeline.invoicing.adjustments import propose_adjustments
 from clawbill_pipeline.invoicing.sweep import sweep_events
 from clawbill_pipeline.ledger import Ledger
@@ -107,6 +110,57 @@ def test_the_last_hours_reach_the_draft_at_once_and_for_its_tenant_alone(founded
     assert company.bills("globex") == [("paid", Decimal(7))]
     revisions = company.rows("SELECT tenant_id, max(revision) AS n FROM metered_usage GROUP BY 1 ORDER BY 1")
     assert [(row.tenant_id, row.n) for row in revisions] == [("boston", 1), ("globex", 1)], "counted once, whoever came"
+
+
+def test_a_wrong_draft_is_held_with_its_cause_corrected_compared_again_and_released(globex: Company) -> None:
+    """Stripe loses a record that it has acknowledged: nothing goes out before it is there again."""
+    globex.begin(month=3)
+    month = f"{globex.now:%Y-%m}"
+    globex.wait(days=30, hours=12)
+    globex.use(300_000)
+    globex.wait(hours=2)
+    (record,) = globex.rows("SELECT * FROM usage_records")
+    lost = {"event_name": record.meter, "type": "cancel", "cancel": {"identifier": record.identifier}}
+    globex.account.v1.billing.meter_event_adjustments.create(lost)
+    globex.until_period_end()
+    assert globex.decisions() == ["hold"]
+    assert globex.draft_breaks() == [("tokens", "lost_after_acknowledgement", True)]
+    globex.wait(hours=3)
+    assert globex.bills() == [("draft", Decimal(0))], "held beyond Stripe's grace"
+    globex.reconcile(month)
+    works = (lambda: globex.openclaw, lambda: globex.api)
+    done = correct(
+        globex.ledger, globex.catalog, globex.lake, *works, now=globex.clock, run_id="corrective", by="story"
+    )  # fmt: skip
+    assert [action.remedy for action in done.done] == ["resend"]
+    globex.wait(hours=1)
+    assert globex.decisions() == ["hold", "release"]
+    assert globex.draft_breaks() == [("tokens", "lost_after_acknowledgement", False)]
+    globex.wait(hours=1)
+    assert globex.bills() == [("paid", Decimal(3))]
+    globex.books_agree(month)
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+def test_one_run_of_the_job_does_the_last_hours_and_looks_at_the_draft(globex: Company) -> None:
+    """As the sensor starts it: what an event brought about is done by one run, whatever it takes."""
+    globex.begin(month=3)
+    globex.wait(days=30, hours=23)
+    globex.use(300_000)
+    globex.move_to(globex.now + HOUR)
+    globex.account.flush()
+    works = {"catalog": globex.catalog, "lake": globex.lake, "ledger": globex.ledger, "openclaw": globex.openclaw}
+    works |= {"stripe": globex.api, "clock": globex.clock}
+    given = {name: dg.ResourceDefinition.hardcoded_resource(work) for name, work in works.items()}
+    job = build_definitions(given).resolve_job_def("stripe_events")
+    with dg.instance_for_test() as instance:
+        run = job.execute_in_process(instance=instance)
+        shown = run.asset_materializations_for_node("invoice_drafts")[0].metadata
+    assert run.success
+    said = {name: shown[name].value for name in ("tenants", "hours_ahead", "sent_ahead", "released", "held")}
+    assert said == {"tenants": 1, "hours_ahead": 2, "sent_ahead": 1, "released": 1, "held": 0}
+    globex.wait(hours=2)
+    assert globex.bills() == [("paid", Decimal(3))]
 
 
 def test_the_late_night_file(globex: Company) -> None:

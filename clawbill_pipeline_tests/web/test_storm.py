@@ -117,7 +117,7 @@ class Sender:
             self.sent += 1
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_nothing_lost_nothing_double_no_forgery_in(server: Server, count: int) -> None:
     webhooks = storm(count, random.Random(6))
     genuine = {webhook.body for webhook in webhooks if not webhook.forged}

@@ -50,8 +50,8 @@ def invoice_drafts(
     Before a draft is compared, the hours of its period that nobody has counted are metered, rated and delivered, for
     its tenant alone. Every decision is in the audit trail before Stripe is asked.
     """
-    hours = bill_last_hours(ledger, catalog, lake, openclaw, stripe, now=clock, run_id=context.run_id)
+    hours = bill_last_hours(ledger, catalog, lake, openclaw, stripe, now=clock, run_id=context.run.run_id)
     for hindrance in hours.hindrances:
         context.log.warning(hindrance)
-    closed = close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run_id)
+    closed = close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run.run_id)
     return materialized(hours, closed)

@@ -47,5 +47,5 @@ def stripe_invoices(
     The state of an invoice is taken from the newest object, whatever order events come in; each event is handled
     once, and one that fails is recorded with its reason and stops no other.
     """
-    result = apply_events(ledger, catalog, stripe, through=config.through, now=clock(), run_id=context.run_id)
+    result = apply_events(ledger, catalog, stripe, through=config.through, now=clock(), run_id=context.run.run_id)
     return materialized(result)

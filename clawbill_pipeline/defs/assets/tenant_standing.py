@@ -33,4 +33,4 @@ def tenant_standing(
     """
     now = clock()
     advanced = advance_standing(ledger, catalog.dunning, now=now)
-    return materialized(advanced, report_standing(ledger, openclaw, now=now, run_id=context.run_id))
+    return materialized(advanced, report_standing(ledger, openclaw, now=now, run_id=context.run.run_id))
