@@ -226,7 +226,8 @@ SELECT b.id, b.period, b.tenant_id, b.service, b.hour, b.cause, b.currency, b.qu
     AND CAST(approved.detail ->> 'quantity' AS numeric) = b.quantity THEN approved.detail ->> 'by' END AS approved_by,
   b.cause = 'parked' AND EXISTS (
     SELECT FROM usage_records u
-    WHERE u.hour = b.hour AND u.tenant_id = b.tenant_id AND u.service = b.service AND u.parked IS NOT NULL
+    WHERE u.hour = b.hour AND (u.tenant_id = b.tenant_id OR jsonb_exists(u.parts, b.tenant_id))
+      AND u.service = b.service AND u.parked IS NOT NULL
       AND 'usage_record.parked' = (
         SELECT a.kind FROM audit_trail a
         WHERE a.subject = u.identifier AND a.kind IN ('usage_record.parked', 'usage_record.retried')
@@ -353,7 +354,8 @@ def missing_units(catalog: Catalog, lost: OpenBreak) -> Decimal:
 
 _UNDELIVERED = text("""
 SELECT identifier FROM usage_records
-WHERE hour = :hour AND tenant_id = :tenant_id AND service = :service AND state <> 'delivered' ORDER BY identifier
+WHERE hour = :hour AND (tenant_id = :tenant_id OR jsonb_exists(parts, :tenant_id)) AND service = :service
+  AND state <> 'delivered' ORDER BY identifier
 """)
 
 

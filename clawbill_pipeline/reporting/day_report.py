@@ -121,18 +121,29 @@ r AS (
     ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) newest
   GROUP BY hour, tenant_id, service),
 newest_planned AS (
-  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
-  FROM usage_records WHERE hour >= :start AND hour < :end
-  ORDER BY hour, customer_id, meter, window_start, revision DESC),
+  SELECT DISTINCT ON (hour, customer_id, meter, window_start, tenant_id) hour, tenant_id, service, units
+  FROM usage_record_parts WHERE hour >= :start AND hour < :end
+  ORDER BY hour, customer_id, meter, window_start, tenant_id, revision DESC),
 newest_sent AS (
-  SELECT DISTINCT ON (hour, customer_id, meter, window_start) hour, tenant_id, service, units
-  FROM usage_records WHERE hour >= :start AND hour < :end AND state = 'delivered'
-  ORDER BY hour, customer_id, meter, window_start, revision DESC),
+  SELECT DISTINCT ON (hour, customer_id, meter, window_start, tenant_id) hour, tenant_id, service, units
+  FROM usage_record_parts WHERE hour >= :start AND hour < :end AND state = 'delivered'
+  ORDER BY hour, customer_id, meter, window_start, tenant_id, revision DESC),
 p AS (SELECT hour, tenant_id, service, sum(units) AS planned_units FROM newest_planned GROUP BY 1, 2, 3),
 s AS (SELECT hour, tenant_id, service, sum(units) AS sent_units FROM newest_sent GROUP BY 1, 2, 3),
+read AS (
+  SELECT DISTINCT ON (hour, tenant_id, service) hour, tenant_id, service, units
+  FROM usage_summaries WHERE hour >= :start AND hour < :end ORDER BY hour, tenant_id, service, id DESC),
+-- Of tenants that share a customer Stripe holds the sum: what is sent of the others is theirs, the rest the payer's.
+others AS (
+  SELECT s.hour, c.payer_id AS tenant_id, s.service, sum(s.sent_units) AS sent_units
+  FROM s JOIN stripe_customers c USING (tenant_id) WHERE c.payer_id IS NOT NULL GROUP BY 1, 2, 3),
 h AS (
-  SELECT DISTINCT ON (hour, tenant_id, service) hour, tenant_id, service, units AS held_units
-  FROM usage_summaries WHERE hour >= :start AND hour < :end ORDER BY hour, tenant_id, service, id DESC)
+  SELECT hour, tenant_id, service, read.units - coalesce(others.sent_units, 0) AS held_units
+  FROM read LEFT JOIN others USING (hour, tenant_id, service)
+  UNION ALL
+  SELECT s.hour, s.tenant_id, s.service, s.sent_units
+  FROM s JOIN stripe_customers c USING (tenant_id)
+  JOIN read ON read.hour = s.hour AND read.service = s.service AND read.tenant_id = c.payer_id)
 SELECT hour, tenant_id, service, currency, metered_quantity, rated_quantity, rated_amount, planned_units, sent_units,
   held_units, coalesce(revisions, 0) AS revisions
 FROM m FULL JOIN r USING (hour, tenant_id, service) FULL JOIN p USING (hour, tenant_id, service)

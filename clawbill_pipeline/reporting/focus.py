@@ -87,8 +87,9 @@ current AS (
   {Scope.rows("rated_usage")}
   ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC),
 invoiced AS (
-  SELECT tenant_id, service, period_start, min(l.invoice_id) AS invoice_id
-  FROM invoice_lines l JOIN invoices USING (invoice_id, tenant_id)
+  SELECT coalesce(c.tenant_id, l.tenant_id) AS tenant_id, service, period_start, min(l.invoice_id) AS invoice_id
+  FROM invoice_lines l JOIN invoices i USING (invoice_id, tenant_id)
+  LEFT JOIN stripe_customers c ON coalesce(c.payer_id, c.tenant_id) = l.tenant_id
   WHERE status IN ('open', 'paid', 'uncollectible') GROUP BY 1, 2, 3)
 SELECT {{columns}}
 FROM current r JOIN billing_periods p USING (tenant_id) JOIN names n USING (tenant_id) LEFT JOIN units u USING (service)

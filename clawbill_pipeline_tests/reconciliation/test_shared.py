@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
@@ -13,6 +14,8 @@ from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.ledger.waterfall import Step, waterfall
 from clawbill_pipeline.reconciliation.compare import Reconciled, reconcile
 from clawbill_pipeline.reconciliation.lineage import explain
+from clawbill_pipeline.reporting.day_report import read_day
+from clawbill_pipeline.reporting.focus import focus_csv
 from clawbill_pipeline_tests.reconciliation.month import FINAL, NOW, PERIOD, Month, hour
 
 D = Decimal
@@ -185,3 +188,17 @@ def test_a_shared_line_leads_to_the_events_of_all(month: Month) -> None:
         ("acme", hour(1)), ("acme", hour(2)), ("globex", hour(2)), ("globex", hour(3)),
     ]  # fmt: skip
     assert all(check.passed for check in found.checks)
+
+
+def test_the_days_report_and_the_export_have_each_ones_part(month: Month) -> None:
+    month.held("acme", "tokens", TOKENS - 1_000_000)
+    month.held("acme", "tokens", 2_750_000, hour(2))
+    billed(month, TOKENS - 1_000_000, "4.36")
+    with month.ledger.transaction() as connection:
+        report = read_day(connection, hour(0).date())
+        rows = b"".join(focus_csv(connection, month.catalog, PERIOD)).decode().splitlines()
+    held = {(each.tenant_id, each.hour): each.held_units for each in report.hours if each.service == "tokens"}
+    assert held["globex", hour(2)] == D("750000.3")
+    assert held["acme", hour(2)] == D("1999999.7")
+    exported = list(csv.DictReader(rows))
+    assert {row["InvoiceId"] for row in exported if row["BillingAccountId"] == "globex"} == {"in_acme"}
