@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from clawbill_pipeline.catalog.sources import Http
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock_key
 from clawbill_pipeline.ledger.tables import SCHEMA
 from clawbill_pipeline.usage.inputs import InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import CloudEventRecords
@@ -48,13 +49,16 @@ def posted(source: str, token: str, body: bytes, events: int, received_at: datet
     return Posted(source, hashlib.sha256(body).hexdigest(), token, events, zstandard.compress(body, 1), received_at)
 
 
+# Whoever stores requests holds this lock, beside others who do, from before they get numbers until the commit.
+_STORING = lock_key("posted usage")
 #: Run by psycopg; its row count is how many requests were new.
 INSERT = f"""
+WITH storing AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared({_STORING}))
 INSERT INTO {SCHEMA}.ingest_requests (source, sha256, token, events, body, received_at)
-SELECT * FROM unnest(
+SELECT posted.* FROM storing, unnest(
     %(source)s::text[], %(sha256)s::text[], %(token)s::text[], %(events)s::integer[], %(body)b::bytea[],
     %(received_at)s::timestamptz[]
-)
+) AS posted
 ON CONFLICT (source, sha256) DO NOTHING
 """  # noqa: S608 -- a constant of ours
 
@@ -133,8 +137,7 @@ class PostedRequests:
         try:
             with self._ledger.transaction() as connection:
                 connection.execute(text(f"SET LOCAL lock_timeout = '{_PATIENCE}s'"))
-                # Inserts hold the other half of this lock until their end, and take it before they take a number.
-                connection.execute(text(f"LOCK TABLE {SCHEMA}.ingest_requests IN SHARE MODE"))
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_STORING})"))
                 return connection.scalar(text("SELECT max(id) FROM ingest_requests")) or 0
         except OperationalError:
             raise OSError(f"requests are still being stored after {_PATIENCE} s; the next run lands them") from None
