@@ -135,12 +135,15 @@ class Ingest:
         kind = _kind(request.headers)
         check_length(request, MAX_BODY)
         catalog, source = await self._source()
-        length = int(request.headers.get("content-length", MAX_BODY))
+        # A chunked body does not say how large it will be; most are small.
+        length = int(request.headers.get("content-length", SMALL_BODY))
         if self._in_hand + length > MAX_IN_HAND:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "busy", "too much usage at once; post it again")
         self._in_hand += length
         try:
             body = await read_body(request, MAX_BODY)
+            self._in_hand += len(body) - length
+            length = len(body)
             if kind == BINARY:
                 body = _structured(request.headers, body)
             lenient = _is_lenient(request.headers)

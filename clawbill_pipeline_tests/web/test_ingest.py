@@ -326,6 +326,13 @@ def test_a_body_that_is_too_large_is_refused(refusing: Posting, chunked: bool) -
     assert refusing.stored == 0
 
 
+def test_too_much_at_once_is_asked_to_come_again(posting: Posting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "MAX_IN_HAND", 1_000)
+    large = [event(f"e{number}") for number in range(20)]
+    assert problem(posting.post(large), 503, "busy")["detail"]
+    assert posting.post(event()).status_code == 200  # nothing is left in hand
+
+
 # --- who may post what -----------------------------------------------------------------------------------------------
 
 
