@@ -188,7 +188,8 @@ class Batch:
         self.skipped += skipped
         for batch in batches:
             self.events += batch.num_rows
-            self.tenants.update(batch["tenant_id"].unique().to_pylist())
+            tenants = batch["tenant_id"]  # a dictionary, of which it need not use all
+            self.tenants.update(tenants.dictionary.take(tenants.indices.unique()).to_pylist())
             for hour, events in by_hour(batch):
                 self.hours.setdefault(hour, []).append(events)
 
