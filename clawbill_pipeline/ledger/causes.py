@@ -13,6 +13,7 @@ STEPS = {
     "metered_rated": "Metered quantities against rated quantities",
     "rated_sent": "Rated usage against usage records that Stripe acknowledged",
     "sent_held": "Acknowledged usage records against what Stripe's meters hold",
+    "ledger_drafted": "The ledger against a draft invoice that is about to go out",
     "held_invoiced": "What Stripe's meters hold against invoice lines",
     "invoiced_asked": "Invoice lines against what the invoice asks for",
     "invoiced_paid": "Invoice lines against payments",
@@ -49,6 +50,8 @@ CAUSES: dict[str, tuple[Kind, str]] = {
 }
 
 
+#: The step that the close looks after, draft by draft; the others are reconciliation's.
+CLOSE_STEP = "ledger_drafted"
 #: Where a difference changes what is invoiced for what was rated.
 BILLING_STEPS = ("rated_sent", "sent_held", "held_invoiced")
 #: Causes that are no fault; they are counted apart.

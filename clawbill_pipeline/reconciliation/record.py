@@ -14,7 +14,7 @@ from decimal import Decimal, localcontext
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog.costs import UnitCost
-from clawbill_pipeline.ledger.causes import NO_FAULT
+from clawbill_pipeline.ledger.causes import CLOSE_STEP, NO_FAULT
 from clawbill_pipeline.ledger.database import copy_rows
 from clawbill_pipeline.ledger.waterfall import Step
 from clawbill_pipeline.money import EXACT, plain
@@ -57,7 +57,7 @@ _SAME_PLACE = (
 
 
 def write_breaks(connection: Connection, period: str, breaks: Sequence[Break], now: datetime) -> Changes:
-    """Makes ``breaks`` the open ones of ``period``. A break that stays as it was is not touched.
+    """Makes ``breaks`` the open ones of ``period``, beside drafts'. A break that stays as it was is not touched.
 
     ``last_seen`` is when its quantity, amount or detail last changed.
     """
@@ -72,6 +72,7 @@ def write_breaks(connection: Connection, period: str, breaks: Sequence[Break], n
     closed = connection.execute(
         text(
             "UPDATE breaks b SET closed_at = :now WHERE b.period = :period AND b.closed_at IS NULL"
+            f" AND b.step <> '{CLOSE_STEP}'"
             f" AND NOT EXISTS (SELECT 1 FROM found f WHERE {_SAME_PLACE})"
         ),
         given,
