@@ -118,8 +118,8 @@ ORDER BY ALL"""
 
 def with_pandas(frames: tuple[Any, Any]) -> int:
     left, right = frames
-    merged = left.merge(right, on=list(KEY), how="outer", suffixes=("", "_rated"))
-    return int((merged["quantity"] != merged["quantity_rated"]).sum())  # what is missing is not equal to anything
+    merged = left.merge(right, on=list(KEY), how="outer", suffixes=("", "_rated"), indicator=True)
+    return int(((merged["_merge"] != "both") | (merged["quantity"] != merged["quantity_rated"])).sum())
 
 
 @dataclass(frozen=True)
