@@ -12,9 +12,6 @@ import yaml
 
 from clawbill_pipeline.definitions import build_definitions, defs
 
-# The graph is resolved within a test, where the package's own filter is not in force.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
 ROOT = Path(__file__).resolve().parents[2]
 HOURLY = {"usage_events", "metered_usage", "rated_usage", "stripe_usage_records"}
 MONTHLY = {"stripe_usage_summaries", "usage_reconciliation", "diff_report"}

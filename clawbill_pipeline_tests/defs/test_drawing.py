@@ -9,9 +9,6 @@ import pytest
 from clawbill_pipeline.definitions import defs
 from clawbill_pipeline.defs.drawing import Asset, assets, draw, layout
 
-# The graph is resolved within a test, where the package's own filter is not in force.
-pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
-
 PICTURE = Path(__file__).parents[2] / "docs" / "asset-graph.svg"
 
 
