@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clawbill_pipeline.catalog import Catalog, parse
+from clawbill_pipeline.sandbox.openclaw.openapi import DOCUMENT
 from clawbill_pipeline.sandbox.openclaw.rating import answer
 
 CATALOG = """
@@ -97,3 +98,11 @@ def test_terms_change_with_anything_that_the_amount_depends_on_and_nothing_else(
     assert rate(corrected, before)["terms"] != terms
     described = parse(CATALOG.replace("currency: USD", "currency: USD\n    description: List prices"))
     assert rate(described, before)["terms"] == terms
+
+
+def test_openapi_describes_limits_and_terms(catalog: Catalog) -> None:
+    schema = DOCUMENT["components"]["schemas"]["Rating"]
+    said = rate(catalog, datetime(2026, 9, 15, tzinfo=UTC), service="seats")
+    assert set(schema["required"]) <= said.keys() <= schema["properties"].keys()
+    limits = schema["properties"]["limits"]
+    assert set(limits["required"]) <= said["limits"].keys() <= limits["properties"].keys()
