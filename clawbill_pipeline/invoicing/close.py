@@ -243,7 +243,7 @@ def _period_status(
     metered = hours_metered(connection, first, min(end, now))
     unsent = {"not_rated", "pending", "parked", "rejected"}
     delivered = all(e.delivered == e.planned and not unsent & set(e.open_causes) for e in entries)
-    confirmed = all(entry.held == entry.delivered for entry in entries)
+    confirmed = all((entry.held or 0) == entry.delivered for entry in entries)
     blank: dict[str, Any] = dict.fromkeys(("invoice_id", "compared", "decision", "by", "finalizes_at"))
     return OpenPeriod(tenant_id, start, end, hours, metered, delivered, confirmed, **{**blank, **of_draft})
 

@@ -128,6 +128,7 @@ def test_a_wrong_draft_is_held_with_its_cause_corrected_compared_again_and_relea
     globex.wait(hours=3)
     assert globex.bills() == [("draft", Decimal(0))], "held beyond Stripe's grace"
     globex.reconcile(month)
+    assert globex.draft_breaks()[0][2], "reconciliation leaves it alone"
     works = (lambda: globex.openclaw, lambda: globex.api)
     done = correct(
         globex.ledger, globex.catalog, globex.lake, *works, now=globex.clock, run_id="corrective", by="story"
@@ -158,6 +159,8 @@ def test_one_run_of_the_job_does_the_last_hours_and_looks_at_the_draft(globex: C
         shown = run.asset_materializations_for_node("invoice_drafts")[0].metadata
     assert run.success
     said = {name: shown[name].value for name in ("tenants", "hours_ahead", "sent_ahead", "released", "held")}
+    over, running = [record.data for record in shown["open_periods"].value.records]
+    assert (over["compared"], over["delivered"], over["confirmed"], running["invoice_id"]) == ("agrees", True, True, "")
     assert said == {"tenants": 1, "hours_ahead": 2, "sent_ahead": 1, "released": 1, "held": 0}
     globex.wait(hours=2)
     assert globex.bills() == [("paid", Decimal(3))]

@@ -9,12 +9,15 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.stripe_invoices import stripe_invoices
 from clawbill_pipeline.defs.presentation import FINANCE, check, columns, materialized, specs
-from clawbill_pipeline.invoicing.close import close_drafts
+from clawbill_pipeline.invoicing.close import close_drafts, close_status
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.last_hours import bill_last_hours
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.stripe_api import StripeApi
+
+#: Tenants whose open periods a run shows; `clawbill close status` shows all.
+MOST_TENANTS = 50
 
 
 @dg.asset(
@@ -54,4 +57,6 @@ def invoice_drafts(
     for hindrance in hours.hindrances:
         context.log.warning(hindrance)
     closed = close_drafts(ledger, catalog, stripe, catalog.closing, now=clock(), run_id=context.run.run_id)
-    return materialized(hours, closed)
+    tenants = sorted({each.tenant_id for each in closed.comparisons})[:MOST_TENANTS]
+    periods = [period for tenant in tenants for period in close_status(ledger, catalog, now=clock(), tenant_id=tenant)]
+    return materialized(hours, closed, open_periods=periods)
