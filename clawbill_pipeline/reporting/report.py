@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.costs import UnitCost
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.causes import BILLING_STEPS, CAUSES
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.ledger.witnesses import Witness, of_periods
@@ -175,7 +176,10 @@ class Report:
 
 
 def read_report(connection: Connection, catalog: Catalog, period: str) -> Report:
-    """The report of ``period`` (``YYYY-MM``) as of its newest reconciliation. Raises NothingToReport."""
+    """The report of ``period`` (``YYYY-MM``) as of its newest reconciliation.
+
+    Raises NothingToReport, and ArchiveError where rows of the period are in the lake alone.
+    """
     newest = connection.execute(
         text("SELECT id, as_of, waterfall, costs FROM reconciliations WHERE period = :period ORDER BY id DESC LIMIT 1"),
         {"period": period},
@@ -185,6 +189,7 @@ def read_report(connection: Connection, catalog: Catalog, period: str) -> Report
             f"period {period} was never reconciled: run the asset usage_reconciliation, then make the report again"
         )
     scope = scope_of(catalog, period)
+    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
     costs = tuple(UnitCost.from_json(cost) for cost in newest.costs or ())
 
     def rows(query: str) -> Iterable[dict[str, Any]]:

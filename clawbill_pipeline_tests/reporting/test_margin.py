@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, parse
 from clawbill_pipeline.catalog.costs import UnitCost
+from clawbill_pipeline.ledger.archive import ArchiveError, archive_month
 from clawbill_pipeline.reconciliation.compare import reconcile
 from clawbill_pipeline.reporting.margin import Margin
 from clawbill_pipeline.reporting.render import render
@@ -129,6 +130,17 @@ def test_without_costs_there_is_no_sign_of_them(month: Month, tmp_path: Path) ->
     assert "margin.csv" not in paths
     assert "Margin" not in openpyxl.load_workbook(paths["diff_report.xlsx"]).sheetnames
     assert "x_ProviderCost" not in paths["focus_1_2.csv"].read_text()
+
+
+def test_the_report_of_a_month_that_is_archived_is_not_made_again_without_its_rows(
+    month: Month, tmp_path: Path
+) -> None:
+    report(month)
+    month.run("UPDATE breaks SET closed_at = :at", at=NOW)  # nothing was billed here
+    later = NOW + timedelta(days=400)
+    archive_month(month.ledger, month.lake, date(2026, 10, 1), now=later, by="ann")
+    with pytest.raises(ArchiveError, match="2026-10 is archived"):
+        render(month.ledger, month.catalog, period=PERIOD, folder=tmp_path / "out", now=later, run_id="test")
 
 
 # --- the cards -------------------------------------------------------------------------------------------------------
