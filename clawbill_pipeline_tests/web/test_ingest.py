@@ -24,6 +24,7 @@ from clawbill_pipeline.catalog import load
 from clawbill_pipeline.commands.tokens import tokens
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.metering import meter
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.usage import Landed, ingested, land
 from clawbill_pipeline.usage.quarantine import entries
@@ -197,6 +198,23 @@ def test_a_request_that_comes_again_is_stored_once(posting: Posting) -> None:
     assert posting.post(event("e1")).status_code == 200
     assert posting.land().events == 3
     assert len({e["event_id"] for e in read_lake(posting)}) == 2
+
+
+def test_an_event_counts_once_however_often_it_is_posted_and_the_first_one_stands(posting: Posting) -> None:
+    posting.post([event("e1"), event("e2")])
+    posting.post([event("e2"), event("e3")])
+    posting.post(event("e3", data={"quantity": 99}))
+    posting.post(event("e1", subject="bolt"))  # another tenant's, whatever it is called
+    posting.land()
+    lake, catalog = Lake(posting.settings.lake_root), load(posting.settings.catalog_file)
+    start = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    metered = meter(posting.ledger, lake, catalog, start=start, end=start + timedelta(hours=1), now=NOW, run_id="run")
+    assert (metered.duplicates, metered.conflicts) == (1, 1)
+    rows = posting.rows("SELECT tenant_id, quantity FROM metered_usage ORDER BY tenant_id")
+    assert [tuple(row) for row in rows] == [("acme", 9), ("bolt", 3)]
+    (conflict,) = entries(posting.ledger)
+    assert (conflict.reason, conflict.uri) == ("conflict", "POST /usage")
+    assert conflict.place.startswith("line 3, byte 0")
 
 
 def test_a_large_batch_is_judged_in_columns_by_the_clock_and_the_catalogue_of_now(
