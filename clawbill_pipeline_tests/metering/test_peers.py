@@ -98,9 +98,9 @@ def test_peers_07_periods_that_begin_on_the_29th_to_31st_leave_no_day_out_in_feb
         # The last moment of each period, and the first of the next.
         events += used(f"on-{day}", *(at for edge in edges for at in (edge - TICK, edge)))
         expected[f"on-{day}"] = {"2025-12": 1, "2026-01": 2, "2026-02": 2, "2026-03": 2, "2026-04": 1}
-    for first in sorted({utc_hour(event.at) for event in events}):
-        here.land(event for event in events if utc_hour(event.at) == first)
-        here.meter(int((first - START) / HOUR))
+    here.land(events)
+    for edge in sorted({edge for boundaries in starts.values() for edge in moments(*boundaries)}):
+        here.meter(int((edge - HOUR - START) / HOUR), hours=2)
     assert by_period(here) == expected
 
 
