@@ -236,9 +236,7 @@ def _put_back(connection: Connection, lake: Lake, each: Archived, tenants: Seque
     _load(connection, lake, each, f"{SCHEMA}.{_name(each)}", tenants)
 
 
-def _load(
-    connection: Connection, lake: Lake, each: Archived, name: str, tenants: Sequence[str] | None = None
-) -> None:
+def _load(connection: Connection, lake: Lake, each: Archived, name: str, tenants: Sequence[str] | None = None) -> None:
     """Copies a file's rows, or some tenants', into a table that has its columns."""
     with _opened(lake, each) as found:
         for batch in found.iter_batches(_BATCH):

@@ -52,7 +52,8 @@ def place(ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
                     " mapped_at) VALUES ('acme', 'cus_1', 'sub_1', 'USD', false, now())"
                 )
             )
-            c.execute(text("INSERT INTO stripe_items VALUES ('acme', 'calls', 'si_1', 'p', 'm', 'm', 'hour_meter', now())"))
+            item = "INSERT INTO stripe_items VALUES ('acme', 'calls', 'si_1', 'p', 'm', 'm', 'hour_meter', now())"
+            c.execute(text(item))
         yield world, rater
     ledger.dispose()
 
