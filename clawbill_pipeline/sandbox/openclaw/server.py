@@ -69,6 +69,8 @@ def serve(
             limit_concurrency=2_000,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
+            # On a busy machine a worker takes its time to start, and is not hung.
+            timeout_worker_healthcheck=30,
         )
         if workers > 1:
             _Workers(config, listener, port_file).run()
