@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from urllib.parse import quote
 
+from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -44,6 +45,7 @@ class Approvals:
         self._ledger = door.ledger
         self._settings = settings
         self._catalog = catalog
+        self._kept: tuple[tuple[object, ...], list[correcting.Action]] = ((), [])
 
     def waiting(self, request: Request, visit: Visit) -> Response:
         """``GET /approvals``."""
@@ -124,17 +126,21 @@ class Approvals:
         return RedirectResponse("/approvals?said=approved", 303)
 
     def _actions(self, visit: Visit) -> list[correcting.Action]:
-        """The corrections that wait for a person and are about nobody whom the viewer may not see, largest first."""
-        planned = correcting.planned(self._ledger, self._catalog.current())
-        return sorted(
-            (
-                action
-                for action in planned
-                if action.verdict == "waits" and all(visit.viewer.sees(each.tenant_id) for each in action.breaks)
-            ),
-            key=lambda action: action.worth,
-            reverse=True,
-        )
+        """The corrections that wait for a person and are about nobody whom the viewer may not see, largest first.
+
+        Kept, since a hundred thousand breaks take seconds to judge; ``correcting.allow`` looks again.
+        """
+        catalog = self._catalog.current()
+        with self._ledger.transaction() as connection:
+            # Every reconciliation that changes a break and every decision leaves a row: without one nothing changed.
+            newest = connection.execute(
+                text("SELECT (SELECT max(id) FROM reconciliations), (SELECT max(id) FROM audit_trail)")
+            ).one()
+        seen = (*newest, id(catalog))
+        if self._kept[0] != seen:
+            waiting = [each for each in correcting.planned(self._ledger, catalog) if each.verdict == "waits"]
+            self._kept = (seen, sorted(waiting, key=lambda action: action.worth, reverse=True))
+        return [each for each in self._kept[1] if all(visit.viewer.sees(of.tenant_id) for of in each.breaks)]
 
     def _stripe(self) -> StripeApi:
         """The way to Stripe. Raises Refused where there is none."""
