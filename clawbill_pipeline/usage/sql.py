@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import DateTime, Engine, MetaData, Select, Table, create_engine, func, make_url, select
+from sqlalchemy import Connection, DateTime, Engine, MetaData, Select, Table, create_engine, func, make_url, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clawbill_pipeline.catalog.sources import SqlTable
@@ -108,20 +108,31 @@ class TableRows:
         query = self._ordered(table)
         if position is not None:
             query = query.where(order >= self._start(position))
-        place = (-1, 0)
         with engine.connect() as connection:
             newest = connection.scalar(select(func.max(order)))
-            if newest is None:  # no row as yet
-                return
-            result = connection.execution_options(yield_per=_ROWS).execute(query.where(order <= newest))
-            for rows in result.mappings().partitions():
-                places = []
-                for row in rows:
-                    number = _number(row[self._source.order_by])
-                    place = (number, place[1] + 1 if place[0] == number else 0)
-                    places.append(place)
-                last = rows[-1][self._source.order_by]
-                yield TableBlock([row_text(dict(row)) for row in rows], places, _position(last))
+            # They have no place in the order, so no later look would find them either.
+            unordered = connection.scalar(select(func.count()).select_from(table).where(order.is_(None)))
+            if newest is not None:
+                yield from self._found(connection, query.where(order <= newest))
+        if unordered:
+            name = self._source.order_by
+            raise InputFault(
+                "no_order",
+                f"{unordered} rows of table {self.uri} have no {name!r}, and were not read; fill it, or see order_by",
+                place=f"{name} is null",
+                keep=True,
+            )
+
+    def _found(self, connection: Connection, query: Select[Any]) -> Iterator[TableBlock]:
+        place = (-1, 0)
+        for rows in connection.execution_options(yield_per=_ROWS).execute(query).mappings().partitions():
+            places = []
+            for row in rows:
+                number = _number(row[self._source.order_by])
+                place = (number, place[1] + 1 if place[0] == number else 0)
+                places.append(place)
+            last = rows[-1][self._source.order_by]
+            yield TableBlock([row_text(dict(row)) for row in rows], places, _position(last))
 
     def _ordered(self, table: Table) -> Select[Any]:
         """All rows, those of one value by their ids: in the same order whenever they are read."""

@@ -121,3 +121,17 @@ def test_a_table_needs_an_event_id():
 def test_a_table_without_a_row_is_no_problem(place, spend):
     place.sources = (SOURCE,)
     assert place.land().problems == ()
+
+
+def test_rows_that_have_no_place_in_the_order_are_told(place, spend):
+    place.sources = ({**SOURCE, "order_by": "at"},)
+    spend((1, "1"), (2, "2"))
+    spend.mend("UPDATE spend_logs SET at = NULL WHERE id = 2")
+    landed = place.land()
+    assert (landed.events, len(landed.problems)) == (1, 1)
+    assert "1 rows of table spend_logs have no 'at', and were not read" in landed.problems[0]
+    assert [row["reason"] for row in place.quarantine()] == ["no_order"]
+    assert len(place.land().problems) == 1, "and told again as long as it is so"
+    assert len(place.quarantine()) == 1
+    spend.mend("UPDATE spend_logs SET at = (SELECT at FROM spend_logs WHERE id = 1) WHERE id = 2")
+    assert (place.land().problems, sorted(quantities(place.events()))) == ((), ["1", "2"])
