@@ -16,9 +16,10 @@ def test_every_way_of_comparing_finds_the_same() -> None:
     found = comparison.measure(20_000, 1)
     assert found.differences > 0
     assert set(found.times) == {
-        "bare join and count", "classified", "classified, all files written", "all five steps", "pandas outer merge",
+        "bare join and count", "classified", "classified, all files written", "all five steps",
+        "pandas outer merge, exact", "pandas outer merge, floats",
     }  # fmt: skip
-    assert "pandas outer merge" in comparison.told(20_000, found)
+    assert "pandas outer merge, exact" in comparison.told(20_000, found)
 
 
 def test_both_workbooks_hold_every_break() -> None:
