@@ -37,7 +37,7 @@ def correct_breaks(
 ) -> None:
     """Sends again, does hours again and proposes adjustments, below the limit or where a person approved."""
     found = correct(
-        ledger, catalog, lake, lambda: openclaw, lambda: stripe, now=clock, run_id=context.run_id, by=config.by,
+        ledger, catalog, lake, lambda: openclaw, lambda: stripe, now=clock, run_id=context.run.run_id, by=config.by,
         approved=config.approve, period=config.period,
     )  # fmt: skip
     for problem in found.problems:

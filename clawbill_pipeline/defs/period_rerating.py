@@ -41,7 +41,7 @@ def rerate_period(
     """Books differences only, each a revision with the reason `rerated`, and sends what changed."""
     found = rerate(
         ledger, catalog, openclaw, period=config.period, why=config.why, by=config.by, now=clock(),
-        run_id=context.run_id, tenants=config.tenants or None, services=config.services or None,
+        run_id=context.run.run_id, tenants=config.tenants or None, services=config.services or None,
     )  # fmt: skip
     context.add_output_metadata(
         {
@@ -54,8 +54,8 @@ def rerate_period(
     )
     if found.hours:
         hours = (min(found.hours), max(found.hours) + _HOUR)
-        plan(ledger, catalog, hours=hours, now=clock(), run_id=context.run_id)
-        deliver(ledger, catalog, stripe, now=clock, run_id=context.run_id)
+        plan(ledger, catalog, hours=hours, now=clock(), run_id=context.run.run_id)
+        deliver(ledger, catalog, stripe, now=clock, run_id=context.run.run_id)
     if found.failed:
         raise dg.Failure(f"{len(found.failed)} rows keep their amount; the first: {found.failed[0]}")
 

@@ -37,10 +37,10 @@ def _ledger(context: dg.InitResourceContext) -> Iterator[Ledger]:
 
 def _run(context: dg.InitResourceContext) -> dict[str, str | None]:
     """What the logs say of the run: its id, and the hour, or whatever its partition is."""
-    tags = context.dagster_run.tags if context.dagster_run else {}
+    tags = context.run.tags if context.run else {}
     partition = tags.get("dagster/partition") or tags.get("dagster/asset_partition_range_start", "")
     name = {len("2026-11-22-10:00"): "hour", len("2026-11-22"): "day"}.get(len(partition), "period")
-    return {"run": context.run_id, name: partition or None}
+    return {"run": context.run.run_id if context.run else None, name: partition or None}
 
 
 def _openclaw(settings: Settings) -> OpenClaw:

@@ -40,7 +40,7 @@ def test_from_a_proposal_to_the_invoice_item_and_back(shell: Office) -> None:
     said = adjustments("list").stdout
     invoice = shell.month.inbox.rows("invoices")[0].invoice_id
     assert said.splitlines()[2].split() == [
-        str(number), "open", "globex", invoice, "requests", "2026-03-01T00:00", "2026-04-01T00:00", "2500000", "2.5",
+        str(number), "open", "globex", invoice, "requests", "2026-05-01T00:00", "2026-06-01T00:00", "2500000", "2.5",
         "USD", "-",
     ]  # fmt: skip
     assert "proposed  2.5" in said.partition("History")[2]

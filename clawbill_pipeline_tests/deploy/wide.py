@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import socket
 import sys
@@ -78,9 +79,12 @@ def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
 def start_worker(stack: Stack, name: str) -> processes.Child:
     """A Celery worker with a state folder and a DAGSTER_HOME of its own; it shares no more than the services."""
     home = shutil.copytree(DEPLOY, stack.state / name / "dagster")
-    env = stack.env | {"CLAWBILL_STATE": str(stack.state / name), "DAGSTER_HOME": str(home)}
+    programs = Path(sys.executable).parent
+    # dagster-celery looks for celery on the path.
+    path = f"{programs}{os.pathsep}{stack.env['PATH']}"
+    env = stack.env | {"CLAWBILL_STATE": str(stack.state / name), "DAGSTER_HOME": str(home), "PATH": path}
     command = [
-        str(Path(sys.executable).parent / "dagster-celery"), "worker", "start", "-A", "dagster_celery.app",
+        str(programs / "dagster-celery"), "worker", "start", "-A", "dagster_celery.app",
         "-y", str(home / "worker.yaml"), "-n", name, "--", "--concurrency", "1",
     ]  # fmt: skip
     child = processes.start(name, command, env=env, log=stack.state / "logs" / f"{name}.log", cwd=home)

@@ -31,7 +31,7 @@ def diff_report(
     """An Excel workbook, CSV files and a self-contained HTML page; the same data gives the same bytes."""
     now, month = clock(), context.partition_key
     made = {
-        key: render(ledger, catalog, period=key, folder=settings.reports_root, now=now, run_id=context.run_id)
+        key: render(ledger, catalog, period=key, folder=settings.reports_root, now=now, run_id=context.run.run_id)
         for key in reversed(catalog.period_keys(month, now))
     }
     links = {

@@ -43,5 +43,5 @@ def invoice_adjustments(
     Decisions whose call to Stripe was lost are gone on with; none is made here.
     """
     finished = finish(ledger, stripe, now=clock())
-    result = propose_adjustments(ledger, catalog, now=clock(), run_id=context.run_id)
+    result = propose_adjustments(ledger, catalog, now=clock(), run_id=context.run.run_id)
     return materialized(result, finished, rows=len(result.adjustments))

@@ -36,7 +36,7 @@ def metered_usage(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
-    result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
-    closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run_id)
+    result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run.run_id)
+    closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run.run_id)
     watched = watch_volumes(ledger, catalog, **hours_of(context))
     return materialized(result, watched, rows=result.rows, closed_hours=len(closing))

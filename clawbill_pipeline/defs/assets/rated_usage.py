@@ -37,5 +37,5 @@ def rated_usage(
 
     A row that OpenClaw can't rate now stays due and is in `rating_failures`; everybody else is billed.
     """
-    result = rate(ledger, catalog, openclaw, **hours_of(context), now=clock(), run_id=context.run_id)
+    result = rate(ledger, catalog, openclaw, **hours_of(context), now=clock(), run_id=context.run.run_id)
     return materialized(result, rows=result.booked)

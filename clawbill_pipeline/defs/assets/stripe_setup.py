@@ -31,4 +31,4 @@ def stripe_setup(
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
     """Makes Stripe match the catalogue and keeps who is who in the ledger. Never deletes."""
-    return materialized(provision(ledger, catalog, stripe, now=clock(), run_id=context.run_id))
+    return materialized(provision(ledger, catalog, stripe, now=clock(), run_id=context.run.run_id))

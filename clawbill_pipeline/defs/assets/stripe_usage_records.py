@@ -43,6 +43,6 @@ def stripe_usage_records(
     """
     window = hours_of(context)
     billed = window["start"], window["end"]
-    planned = plan(ledger, catalog, hours=billed, now=clock(), run_id=context.run_id)
-    delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run_id)
+    planned = plan(ledger, catalog, hours=billed, now=clock(), run_id=context.run.run_id)
+    delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run.run_id)
     return materialized(planned, delivered, rows=planned.records, outbox=counts(ledger, billed))

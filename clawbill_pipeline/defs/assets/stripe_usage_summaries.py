@@ -36,7 +36,7 @@ def stripe_usage_summaries(
     now = clock()
     return materialized(
         *(
-            read_summaries(ledger, catalog, stripe, period=key, now=now, run_id=context.run_id)
+            read_summaries(ledger, catalog, stripe, period=key, now=now, run_id=context.run.run_id)
             for key in reversed(catalog.period_keys(context.partition_key, now))
         )
     )

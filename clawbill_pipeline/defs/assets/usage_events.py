@@ -62,5 +62,5 @@ def usage_events(
     before and are touched again are metered again by the sensor `late_usage`. Lines that can't be read are set aside
     in the ledger's `quarantine` with file, place and reason, and stop nobody.
     """
-    result = land(catalog, lake, ledger, now=clock(), run_id=context.run_id, finished=config.finished)
+    result = land(catalog, lake, ledger, now=clock(), run_id=context.run.run_id, finished=config.finished)
     return materialized(result, rows=result.events)

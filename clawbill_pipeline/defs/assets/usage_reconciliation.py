@@ -37,7 +37,7 @@ def usage_reconciliation(
     now = clock()
     return materialized(
         *(
-            reconcile(ledger, catalog, lake, period=key, now=now, run_id=context.run_id)
+            reconcile(ledger, catalog, lake, period=key, now=now, run_id=context.run.run_id)
             for key in reversed(catalog.period_keys(context.partition_key, now))
         )
     )
