@@ -5,6 +5,7 @@ A file counts only once the ledger names it (``landed_hours``): what a crash lef
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,6 +126,21 @@ class Lake:
         """How many rows each file has by its own footer; None for one that is gone or no Parquet file any more."""
         with ThreadPoolExecutor(self.writers) as pool:
             return dict(zip(files, pool.map(self._rows, files), strict=True))
+
+    def digests(self, files: Sequence[str]) -> dict[str, str | None]:
+        """The SHA-256 of each file as it is now; None for one that is gone. Reads every byte."""
+        with ThreadPoolExecutor(self.writers) as pool:
+            return dict(zip(files, pool.map(self._digest, files), strict=True))
+
+    def _digest(self, file: str) -> str | None:
+        digest = hashlib.sha256()
+        try:
+            with self.folder.open(file) as source:
+                while piece := source.read(_PIECE):
+                    digest.update(piece)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
 
     def _rows(self, file: str) -> int | None:
         try:

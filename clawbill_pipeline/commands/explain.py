@@ -24,7 +24,9 @@ def explain(state: Path | None, invoice_line: str, limit: int, as_json: bool) ->
     """Re-derive an invoice line (il_…) from its usage events, and say if one was altered since."""
     with opened(state) as (settings, ledger):
         try:
-            found = lineage_of(ledger, Lake(settings.lake_root), catalog_of(settings), invoice_line, limit=limit)
+            found = lineage_of(
+                ledger, Lake(settings.lake_root), catalog_of(settings), invoice_line, limit=limit, every_byte=True
+            )
         except UnknownLine as error:
             raise click.ClickException(str(error)) from None
     if as_json:

@@ -89,6 +89,7 @@ landed_hours = Table(
     Column("hour", DateTime(timezone=True), primary_key=True),
     Column("events", BigInteger, nullable=False),
     Column("file", Text, nullable=False, comment="Parquet file, relative to the lake."),
+    Column("sha256", Text, comment="Of the file; null where it was landed before this was kept."),
     Index(None, "hour", "landing_id"),
 )
 

@@ -119,10 +119,19 @@ class Lineage:
     parts: dict[str, Decimal]
 
 
-def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, *, limit: int = 1000) -> Lineage:
+def explain(
+    ledger: Ledger,
+    lake: Lake,
+    catalog: Catalog,
+    invoice_line_id: str,
+    *,
+    limit: int = 1000,
+    every_byte: bool = False,
+) -> Lineage:
     """What the invoice line ``invoice_line_id`` (``il_…``) is made of, with at most ``limit`` of its usage events.
 
-    Raises UnknownLine.
+    Quantities are counted again in any case; with ``every_byte`` the lake's files are hashed as well, so that changes
+    which come to the same quantity are told, too. Raises UnknownLine.
     """
     with ledger.transaction() as connection:
         line = _read_line(connection, catalog, invoice_line_id)
@@ -144,6 +153,11 @@ def explain(ledger: Ledger, lake: Lake, catalog: Catalog, invoice_line_id: str, 
         ]
     held = lake.rows([row.file for row in landed])
     missing = [row.file for row in landed if held[row.file] != row.events]
+    if every_byte:
+        digests = lake.digests([row.file for row in landed if row.sha256])
+        missing += [
+            row.file for row in landed if row.sha256 and row.file not in missing and digests[row.file] != row.sha256
+        ]
     whole = [(row.hour, row.file, row.events) for row in landed if held[row.file]]
     how = way(catalog, line.service)
     events, count, counted = _read_events(lake, whole, conflicts, line, how, tenants, limit)
@@ -205,7 +219,7 @@ FROM m FULL JOIN r USING (hour, tenant_id, dimensions, window_start)"""
 _RECORDS = f"""
 SELECT identifier, window_start, revision, units, state, settled_at FROM usage_records WHERE {_OF_LINE}
 ORDER BY window_start, revision"""
-_FILES = "SELECT hour, file, events FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
+_FILES = "SELECT hour, file, events, sha256 FROM landed_hours WHERE hour >= :first_hour AND hour < :ends ORDER BY file"
 _CONFLICTS = """
 SELECT tenant_id, landing_id, uri, place, raw FROM quarantine
 WHERE reason = 'conflict' AND tenant_id = ANY(CAST(:tenants AS text[])) AND landing_id IN (
@@ -330,7 +344,7 @@ def _checks(
         Check(
             "events_unaltered",
             not altered and not damaged,
-            "The events in the lake still come to what was metered, and every lake file is whole.",
+            "The events in the lake still come to what was metered, and every lake file is as it was written.",
             {
                 "altered_windows": len(altered),
                 "damaged_files": len(damaged),

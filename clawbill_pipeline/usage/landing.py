@@ -6,6 +6,7 @@ transaction commits: the Parquet files are on disk before, and files that no led
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
@@ -102,7 +103,8 @@ _LAND = text("""
     ON CONFLICT DO NOTHING RETURNING id
 """)
 _LAND_HOUR = text(
-    "INSERT INTO landed_hours (landing_id, hour, events, file) VALUES (:landing_id, :hour, :events, :file)"
+    "INSERT INTO landed_hours (landing_id, hour, events, file, sha256)"
+    " VALUES (:landing_id, :hour, :events, :file, :sha256)"
 )
 
 
@@ -171,7 +173,7 @@ class Run:
                 found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
                 landed = [Landing(*row) for row in found]
                 before = newest = landed[-1].id if landed else None
-                files: deque[Future[None]] = deque()
+                files = Files()
                 try:
                     for batch in batches(input, landed, reader, self.readers, self.finished):
                         landing_id = self.write(connection, source, input, batch, files)
@@ -182,8 +184,7 @@ class Run:
                     if not caught.keep:
                         raise
                     fault = caught
-                while files:  # all must be on disk before the ledger says so
-                    files.popleft().result()
+                files.land(connection)
         except InputFault as caught:
             fault, done, newest = caught, [], before
         for batch in done:
@@ -200,9 +201,7 @@ class Run:
             with self.ledger.transaction() as connection:
                 set_aside(connection, [entry], self.now)
 
-    def write(
-        self, connection: Connection, source: str, input: Input, batch: Batch, files: deque[Future[None]]
-    ) -> int | None:
+    def write(self, connection: Connection, source: str, input: Input, batch: Batch, files: Files) -> int | None:
         """Writes one landing; its id, or None where just this was landed before. Lets go of the batch's events."""
         landing_id: int | None = connection.scalar(
             _LAND,
@@ -223,25 +222,44 @@ class Run:
         )
         if landing_id is None:
             return None
-        rows = []
         for hour, events in sorted(batch.hours.items()):
             file = self.lake.events_file(hour, landing_id)
-            count = sum(part.num_rows for part in events)
-            rows.append({"landing_id": landing_id, "hour": hour, "events": count, "file": file})
-            while len(files) >= BACKLOG:
-                files.popleft().result()
-            files.append(self.writer.submit(_write_events, self.lake, file, landing_id, source, input.uri, events))
+            row = {"landing_id": landing_id, "hour": hour, "events": sum(p.num_rows for p in events), "file": file}
+            written = self.writer.submit(_write_events, self.lake, file, landing_id, source, input.uri, events)
+            files.add(row, written)
         batch.hours = {hour: [] for hour in batch.hours}
-        if rows:
-            connection.execute(_LAND_HOUR, rows)
         set_aside(connection, [entry._replace(landing_id=landing_id) for entry in batch.aside], self.now)
         return landing_id
 
 
+class Files:
+    """Lake files on their way to the disk, few at a time, and the rows of ``landed_hours`` that name them."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[dict[str, object], Future[str]]] = deque()
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, row: dict[str, object], written: Future[str]) -> None:
+        self._waiting.append((row, written))
+        while len(self._waiting) > BACKLOG:
+            self._take()
+
+    def land(self, connection: Connection) -> None:
+        """Names the files in the ledger, once all are stored for good. Raises OSError where one could not be."""
+        while self._waiting:
+            self._take()
+        if self._rows:
+            connection.execute(_LAND_HOUR, self._rows)
+
+    def _take(self) -> None:
+        row, written = self._waiting.popleft()
+        self._rows.append({**row, "sha256": written.result()})
+
+
 def _write_events(
     lake: Lake, name: str, landing_id: int, source: str, uri: str, events: Sequence[pa.RecordBatch]
-) -> None:
-    """Writes a file of EVENT_SCHEMA, and returns when it is stored for good."""
+) -> str:
+    """Writes a file of EVENT_SCHEMA; returns its SHA-256 when it is stored for good."""
     table = pa.Table.from_batches(events).unify_dictionaries()
     same = {
         "landing_id": pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), [landing_id]),
@@ -264,6 +282,9 @@ def _write_events(
             # The file's own types are those of EVENT_SCHEMA; Arrow's dictionaries are but how they were at hand.
             store_schema=False,
         )
+        with path.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+    return digest
 
 
 def _newest_landings(ledger: Ledger, catalog: Catalog) -> dict[str, datetime | None]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,7 +14,7 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.usage.events import Fault, Judge
 from clawbill_pipeline.usage.inputs import Input, InputFault
-from clawbill_pipeline.usage.landing import Run, Total, Unchanged
+from clawbill_pipeline.usage.landing import Files, Run, Total, Unchanged
 from clawbill_pipeline.usage.quarantine import REPLAY, WHOLE, Quarantined, entry
 from clawbill_pipeline.usage.reading import Batch, read_record
 from clawbill_pipeline.usage.sources import inputs
@@ -94,10 +93,9 @@ def _land_record(run: Run, one: Quarantined, input: Input, line: int, offset: in
         return Replayed(one.id, False, "it bears no usage")
     batch.position = f"{REPLAY}{one.id}"
     hours = frozenset(batch.hours)
-    files: deque[Future[None]] = deque()
+    files = Files()
     with run.ledger.transaction() as connection:
         lock(connection, "usage", one.source)
         landing_id = run.write(connection, one.source, input, batch, files)
-        while files:
-            files.popleft().result()
+        files.land(connection)
     return Replayed(one.id, landing_id is not None, "landed" if landing_id else "it was landed before", hours)

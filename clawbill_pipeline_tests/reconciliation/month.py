@@ -118,8 +118,9 @@ class Month:
         for of_hour, rows in by_hour.items():
             file = self.lake.events_file(of_hour, row.id)
             pq.write_table(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), self.lake.path(file))
-            landed.append({"id": row.id, "hour": of_hour, "events": len(rows), "file": file})
-        self.write("INSERT INTO landed_hours VALUES (:id, :hour, :events, :file)", landed)
+            sha256 = hashlib.sha256(self.lake.path(file).read_bytes()).hexdigest()
+            landed.append({"id": row.id, "hour": of_hour, "events": len(rows), "file": file, "sha256": sha256})
+        self.write("INSERT INTO landed_hours VALUES (:id, :hour, :events, :file, :sha256)", landed)
         return int(row.id)
 
     def used(self, tenant: str, service: str, at: datetime, quantity: object) -> None:

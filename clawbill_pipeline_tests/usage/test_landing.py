@@ -31,6 +31,9 @@ def test_lines_land_by_their_own_hour_with_their_place(place):
     assert quantities(events) == {"e1": Decimal(3), "e2": Decimal("0.1")}
     (row,) = place.rows("SELECT * FROM landings")
     assert (row["lines"], row["event_lines"], row["events"], row["size"]) == (2, 2, 2, len(first + second))
+    files = {row["file"]: row["sha256"] for row in place.rows("SELECT file, sha256 FROM landed_hours")}
+    assert len(files) == 2
+    assert place.lake.digests(list(files)) == files
 
 
 def test_landing_again_changes_nothing(place):
