@@ -172,7 +172,7 @@ def explain(
         count,
         total(parts.values()),
         derived,
-        _checks(line, windows, missing, derived),
+        _checks(line, windows, missing, derived, every_byte),
         parts,
     )
 
@@ -332,8 +332,9 @@ def _derived(catalog: Catalog, line: Line, records: Sequence[Record]) -> Decimal
 
 
 def _checks(
-    line: Line, windows: Sequence[Window], damaged: Sequence[str], derived: Decimal | None
+    line: Line, windows: Sequence[Window], damaged: Sequence[str], derived: Decimal | None, every_byte: bool
 ) -> tuple[Check, ...]:
+    files = "as it was written" if every_byte else "whole"
     altered = [window for window in windows if window.counted_quantity != window.metered_quantity]
     unrated = [window for window in windows if (window.rated_quantity or ZERO) != window.metered_quantity]
     first = ""
@@ -344,7 +345,7 @@ def _checks(
         Check(
             "events_unaltered",
             not altered and not damaged,
-            "The events in the lake still come to what was metered, and every lake file is as it was written.",
+            f"The events in the lake still come to what was metered, and every lake file is {files}.",
             {
                 "altered_windows": len(altered),
                 "damaged_files": len(damaged),
