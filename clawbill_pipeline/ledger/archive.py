@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,15 @@ from sqlalchemy import Connection, Numeric, Table, text
 from sqlalchemy.types import BigInteger, Boolean, DateTime, Integer
 
 from clawbill_pipeline.lake import Lake
-from clawbill_pipeline.ledger.database import Ledger, LedgerError, copy_arrow, ensure_partition, lock, partition_of
+from clawbill_pipeline.ledger.database import (
+    Ledger,
+    LedgerError,
+    copy_arrow,
+    ensure_partition,
+    lock,
+    month_bounds,
+    partition_of,
+)
 from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
 
 #: Stripe takes usage of the last 35 days: a month that ended longer ago than that can't change by itself any more.
@@ -63,7 +71,7 @@ def archive_month(ledger: Ledger, lake: Lake, month: date, *, now: datetime, by:
     Raises ArchiveError for a month that may still change: one that ended less than ``SETTLED`` ago, with usage records
     on their way or with open breaks. Nothing has left the database then.
     """
-    first, after = _bounds(month)
+    first, after = month_bounds(month.year, month.month)
     with ledger.transaction() as connection:
         _refuse_unsettled(connection, first, after, now)
         done = {(each.table, each.month) for each in archived(connection)}
@@ -280,13 +288,8 @@ def _name(each: Archived) -> str:
     return partition_of(each.table, each.month.year, each.month.month)
 
 
-def _bounds(month: date) -> tuple[datetime, datetime]:
-    first = datetime(month.year, month.month, 1, tzinfo=UTC)
-    return first, datetime(month.year + month.month // 12, month.month % 12 + 1, 1, tzinfo=UTC)
-
-
 def _touches(each: Archived, start: datetime, end: datetime) -> bool:
-    first, after = _bounds(each.month)
+    first, after = month_bounds(each.month.year, each.month.month)
     return first < end and start < after
 
 

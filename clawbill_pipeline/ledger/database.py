@@ -80,6 +80,11 @@ def partition_of(table: str, year: int, month: int) -> str:
     return f"{table}_{year:04d}_{month:02d}"
 
 
+def month_bounds(year: int, month: int) -> tuple[datetime, datetime]:
+    """A UTC month as a half-open interval."""
+    return datetime(year, month, 1, tzinfo=UTC), datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+
+
 def ensure_partition(connection: Connection, table: str, year: int, month: int, *, archived: bool = False) -> None:
     """Makes the partition of a UTC month. Raises LedgerError for one that is archived, unless ``archived``."""
     name = partition_of(table, year, month)
@@ -93,8 +98,7 @@ def ensure_partition(connection: Connection, table: str, year: int, month: int, 
             f"{year:04d}-{month:02d} is archived and takes no more rows: sums over it would lack those in the archive. "
             f"`clawbill archive restore {year:04d}-{month:02d}` puts them back"
         )
-    first = datetime(year, month, 1, tzinfo=UTC)
-    after = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+    first, after = month_bounds(year, month)
     # Attaching waits for nobody who reads or writes the table; PARTITION OF would, and would make all wait behind it.
     # Triggers of rows come with attaching, those of statements don't.
     connection.execute(
