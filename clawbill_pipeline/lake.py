@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.storage import DiskFolder, Folder, folder
 
 #: One row a usage event. ``quantity`` is exact; ``event_time`` is UTC; ``line`` is the line or row it came from.
@@ -95,16 +95,14 @@ class Lake:
         """The files as paths for DuckDB, in their order: where they are, or as copies of those in a store.
 
         Copies hold at least ``columns`` (all by default) and are gone afterwards. DuckDB has no way of its own to a
-        store without downloading an extension, and reads wrongly through a Python file that its threads share.
+        store without downloading an extension, and reads wrongly through a Python file that its threads share. Raises
+        DiskFull.
         """
         if isinstance(self.folder, DiskFolder):
             yield [self.folder.address(file) for file in files]
             return
-        with (
-            tempfile.TemporaryDirectory(prefix="clawbill-lake-") as scratch,
-            ThreadPoolExecutor(_AT_ONCE) as pool,
-        ):
-            targets = [str(Path(scratch) / f"{number}.parquet") for number in range(len(files))]
+        with scratch("lake") as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
+            targets = [str(folder / f"{number}.parquet") for number in range(len(files))]
             list(pool.map(lambda file, target: self._copy(file, target, columns), files, targets))
             yield targets
 

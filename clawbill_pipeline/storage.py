@@ -6,7 +6,6 @@ A file appears whole or not at all, and is durable once it is there.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from clawbill_pipeline.disk import scratch, told
 from clawbill_pipeline.object_store import ObjectFolder, is_address
 
 
@@ -38,7 +38,7 @@ class Folder(Protocol):
 
     def made(self, name: str) -> AbstractContextManager[Path]:
         """Where to write the file: it gets its name once the block ends. Nothing changes if the block fails, or leaves
-        no file there."""
+        no file there. Raises DiskFull."""
         ...
 
     def prune(self, name: str, rest: timedelta) -> int:
@@ -74,11 +74,12 @@ class DiskFolder:
         # Beside its place: only there is renaming one step. The name's end is none that anybody looks for.
         fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            yield fresh
-            if fresh.exists():
-                with fresh.open("rb") as file:
-                    os.fsync(file.fileno())
-                fresh.replace(path)
+            with told(self.root):
+                yield fresh
+                if fresh.exists():
+                    with fresh.open("rb") as file:
+                        os.fsync(file.fileno())
+                    fresh.replace(path)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -114,8 +115,8 @@ class StoreFolder:
 
     @contextmanager
     def made(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="clawbill-upload-") as folder:
-            fresh = Path(folder) / name.rpartition("/")[2]
+        with scratch("upload") as folder:
+            fresh = folder / name.rpartition("/")[2]
             yield fresh
             if fresh.exists():
                 self.objects.write(name, fresh)

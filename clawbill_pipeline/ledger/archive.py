@@ -9,7 +9,6 @@ explainable: ``looking_into`` puts the rows of one tenant back for the length of
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Connection, Numeric, Table, text
 from sqlalchemy.types import BigInteger, Boolean, DateTime, Integer
 
+from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger.database import (
     Ledger,
@@ -180,18 +180,19 @@ def _store(connection: Connection, lake: Lake, table: Table, name: str, file: st
     """Writes a partition's rows, in the order of their key, and returns the file's size and hash."""
     columns = ", ".join(f'"{column.name}"' for column in table.columns)
     order = ", ".join(column.name for column in table.primary_key)
-    with tempfile.NamedTemporaryFile(prefix="clawbill-archive-") as rows:
+    with scratch("archive") as folder:
         raw: Any = connection.connection.driver_connection
+        rows = folder / "rows.csv"
         with (
+            rows.open("wb") as out,
             raw.cursor() as cursor,
             cursor.copy(f"COPY (SELECT {columns} FROM {name} ORDER BY {order}) TO STDOUT (FORMAT csv)") as copy,
         ):
             for data in copy:
-                rows.write(data)
-        rows.flush()
+                out.write(data)
         with lake.folder.made(file) as path:
             with pq.ParquetWriter(path, _schema(table), compression="zstd") as writer:
-                for batch in _batches(Path(rows.name), table):
+                for batch in _batches(rows, table):
                     writer.write_batch(batch)
             size = path.stat().st_size
             with path.open("rb") as written:

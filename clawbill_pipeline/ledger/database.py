@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pyarrow import csv
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
 
@@ -50,7 +50,7 @@ class Ledger:
     def transaction(self) -> Iterator[Connection]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
-        Raises LedgerError when the database is away or was never migrated.
+        Raises LedgerError when the database is away, was never migrated, or has no room left on its disk.
         """
         try:
             connection = self.engine.connect()
@@ -60,9 +60,13 @@ class Ledger:
             try:
                 with connection.begin():
                     yield connection
-            except (ProgrammingError, psycopg.errors.ProgrammingError) as error:  # COPY raises psycopg's own
-                if isinstance(getattr(error, "orig", error), _NO_LEDGER):
+            except (DBAPIError, psycopg.Error) as error:  # COPY raises psycopg's own
+                problem = getattr(error, "orig", error)
+                if isinstance(problem, _NO_LEDGER):
                     raise LedgerError(f"{shown(self._url)} has no ledger yet; run: clawbill migrate") from error
+                if isinstance(problem, psycopg.errors.DiskFull):
+                    said = f"{shown(self._url)} has no room left: {_first_line(problem)}"
+                    raise LedgerError(f"{said}. {_ROOM}") from error
                 raise
 
     def ensure_partitions(self, hours: Iterable[datetime]) -> None:
@@ -121,6 +125,7 @@ _IS_ARCHIVED = text("""
     SELECT action FROM archived_months WHERE table_name = :table AND month = :month ORDER BY id DESC LIMIT 1
 """)
 _NO_LEDGER = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+_ROOM = "Free some space on the database's disk, or enlarge it; nothing of this transaction was kept"
 _START = "Start it (clawbill up), or set CLAWBILL_DATABASE_URL"
 
 
@@ -203,8 +208,13 @@ def lock_all(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
     Names that begin alike share ``STRIPES`` locks, so that one now and then waits for another: take all names of a
     kind in one call, and not with ``lock``.
     """
-    keys = sorted({lock_key(name[0], str(lock_key(*name) % STRIPES)) for name in names})
-    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), {"keys": keys})
+    keys = {"keys": lock_keys(names)}
+    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), keys)
+
+
+def lock_keys(names: Iterable[tuple[str, ...]]) -> list[int]:
+    """The keys that ``lock_all`` takes for these names, in its order."""
+    return sorted({lock_key(name[0], str(lock_key(*name) % STRIPES)) for name in names})
 
 
 def lock_key(*names: str) -> int:

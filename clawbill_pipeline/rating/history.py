@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy import text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import utc_hour
+from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_out
@@ -50,9 +49,8 @@ def compare(
     The history lies in a file meanwhile, so it may be larger than memory. Raises LedgerError.
     """
     first = history_start((current, candidate), start)
-    with tempfile.TemporaryDirectory(prefix="clawbill-history-") as folder, duck() as db:
-        db.execute("SET temp_directory = $folder", {"folder": folder})
-        csv, parquet = Path(folder) / "history.csv", Path(folder) / "history.parquet"
+    with scratch("history") as folder, duck() as db:
+        csv, parquet = folder / "history.csv", folder / "history.parquet"
         with ledger.transaction() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))
             window = {"first": first, "first_hour": utc_hour(first), "end": end}

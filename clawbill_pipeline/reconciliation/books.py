@@ -9,10 +9,8 @@ Tables, all in UTC and limited to each tenant's own period: ``events`` (from the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -20,6 +18,7 @@ import pyarrow as pa
 from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.lake import Lake, portions
 from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.sharing import Sharing
@@ -132,9 +131,9 @@ def read_books(
         "final_services": [service for _, service in final_keys],
         "finals": [finals[key] for key in final_keys],
     }
-    with tempfile.TemporaryDirectory(prefix="clawbill-books-") as folder:
+    with scratch("books") as folder:
         for name, (columns, query) in LEDGER_TABLES.items():
-            file = Path(folder) / f"{name}.csv"
+            file = folder / f"{name}.csv"
             query = query.replace(f"FROM {RECORDS} x", f"FROM {PARTS} x") if sharing.payers else query
             with file.open("wb") as out:
                 out.writelines(copy_out(connection, f"WITH {scope.PERIODS} {query}", parameters))

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -25,6 +24,7 @@ from urllib.parse import quote
 import zstandard
 
 from clawbill_pipeline.catalog.sources import OPENCLAW_SERVICES, OpenClawFleet
+from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.usage.events import Claims, Fault, instant
 from clawbill_pipeline.usage.inputs import Input, InputFault, Landing, Line
 from clawbill_pipeline.usage.json_formats import parse
@@ -380,10 +380,10 @@ def _database(path: Path) -> Iterator[sqlite3.Connection]:
     elif shm.exists():
         how = "mode=ro"
     else:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch("openclaw") as folder:
             for part in (path, wal):
                 shutil.copy(part, folder)
-            with _connected(Path(folder) / path.name, "mode=ro") as db:
+            with _connected(folder / path.name, "mode=ro") as db:
                 yield db
         return
     with _connected(path, how) as db:

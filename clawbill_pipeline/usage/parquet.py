@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clawbill_pipeline.usage.events import Fault
 from clawbill_pipeline.usage.inputs import Format, InputFault, Landing, Line
 from clawbill_pipeline.usage.mapped import row_text
 from clawbill_pipeline.usage.stored import Stored
@@ -18,12 +19,16 @@ _PIECE = 16 * 1024 * 1024
 
 
 class ParquetBlock(NamedTuple):
-    """Rows of a file; a line's number is its row's, from 1. ``digest`` are the bytes that this landing is known by."""
+    """Rows of a file; a line's number is its row's, from 1. ``data`` are the bytes that this landing is known by.
+
+    ``doubtful`` names columns of text that somewhere is none, and which the rows have as bytes.
+    """
 
     rows: pa.RecordBatch
     first: int
     data: bytes
     whole: bool = True
+    doubtful: frozenset[str] = frozenset()
 
     @property
     def position(self) -> str:
@@ -40,7 +45,17 @@ class ParquetBlock(NamedTuple):
         """The rows at ``indices`` as lines of JSON."""
         wanted = [int(index) for index in indices]
         for index, row in zip(wanted, self.rows.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
-            yield Line(self.first + index + 1, 0, row_text(row))
+            fault = self._decode(row)
+            yield Line(self.first + index + 1, 0, row_text(row), fault)
+
+    def _decode(self, row: dict[str, Any]) -> Fault | None:
+        for name in self.doubtful:
+            if row[name] is not None:
+                try:
+                    row[name] = row[name].decode()
+                except UnicodeDecodeError:
+                    return Fault("broken_utf8", name, f"{name!r} is no UTF-8; write the file again")
+        return None
 
 
 class Parquet:
@@ -89,7 +104,8 @@ class Parquet:
         try:
             with pq.ParquetFile(self._stored.for_arrow()) as file:
                 for rows in file.iter_batches(_ROWS):
-                    yield ParquetBlock(rows, first, data)
+                    sound, doubtful = _sound(rows)
+                    yield ParquetBlock(sound, first, data, doubtful=doubtful)
                     first, data = first + rows.num_rows, b""
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -97,3 +113,19 @@ class Parquet:
             raise InputFault(
                 "corrupt_file", f"no Parquet file that can be read ({error}); put the whole file there"
             ) from None
+
+
+def _sound(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, frozenset[str]]:
+    """``(the rows, names of columns that are not the text that they should be, and so given as bytes)``.
+
+    Raises ArrowInvalid for rows that are broken in another way.
+    """
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        texts = {field.name for field in rows.schema if pa.types.is_string(field.type)}
+        columns = [rows[name].cast(pa.binary()) if name in texts else rows[name] for name in rows.schema.names]
+        rows = pa.RecordBatch.from_arrays(columns, rows.schema.names)
+        rows.validate(full=True)
+        return rows, frozenset(texts)
+    return rows, frozenset()

@@ -86,7 +86,8 @@ class TableRows:
                     "unreadable", f"table {self.uri} has no column {self._source.order_by!r}; see order_by"
                 )
             yield engine, table
-        except SQLAlchemyError as error:
+        # SQLite may even have a complaint that is no UTF-8.
+        except (SQLAlchemyError, UnicodeDecodeError) as error:
             # The driver's own words can hold the address, and with it the password.
             raise OSError(
                 f"table {self.uri} can't be read ({type(error).__name__}); is ${self._source.url_env} right?"

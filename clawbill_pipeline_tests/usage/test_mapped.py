@@ -210,6 +210,21 @@ def test_parquet_of_other_types_and_a_damaged_file(place):
     assert [row["reason"] for row in place.quarantine()] == ["time_unreadable", "corrupt_file"]
 
 
+def test_parquet_text_that_is_no_utf8_is_set_aside_and_its_neighbours_are_not(place):
+    place.sources = files("*.parquet")
+    write(place.logs / "a.parquet", [row(f"é{n}", what=b"api.calls" if n else b"api\x80", much=n) for n in range(3)])
+    text = (place.logs / "a.parquet").read_bytes()
+    table = pq.read_table(pa.BufferReader(text))
+    table = table.set_column(3, "what", table["what"].combine_chunks().view(pa.string()))
+    pq.write_table(table, place.logs / "a.parquet", row_group_size=2)
+    landed = place.land()
+    assert (landed.lines, landed.events, landed.problems) == (3, 2, ())
+    assert quantities(place.events()) == {"é1": 1, "é2": 2}
+    (entry,) = place.quarantine()
+    assert (entry["place"], entry["reason"], entry["field"]) == ("line 1, byte 0", "broken_utf8", "what")
+    assert '"id": "' in entry["raw"]
+
+
 # --- mistakes in the mapping ---------------------------------------------------------------------------------------
 
 

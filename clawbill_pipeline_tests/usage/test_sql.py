@@ -112,6 +112,18 @@ def test_a_database_that_is_away_is_said_without_its_password(place, monkeypatch
         assert "hunter2" not in str(landed)
 
 
+def test_a_database_that_is_broken_is_said_whatever_it_says_itself(place, monkeypatch):
+    file = place.folder / "spend.db"
+    monkeypatch.setenv("SPEND_URL", f"sqlite:///{file}")
+    place.sources = (SOURCE,)
+    with create_engine(f"sqlite:///{file}").begin() as connection:
+        connection.execute(text("CREATE TABLE spend_logs (id INTEGER PRIMARY KEY)"))
+    # SQLite quotes the broken text in its complaint.
+    file.write_bytes(file.read_bytes().replace(b"CREATE TABLE spend_logs (id", b"CREATE TABLE spend_logs \x80id"))
+    (problem,) = place.land().problems
+    assert "table spend_logs can't be read" in problem
+
+
 def test_a_table_needs_an_event_id():
     mapping = {name: value for name, value in SOURCE["mapping"].items() if name != "event_id"}
     with pytest.raises(CatalogError, match="event_id must name a column"):
