@@ -34,6 +34,11 @@ def storage_url() -> str:
     return make_url(url).set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
+#: Databases in which this process has seen Dagster's tables. Every tick of a sensor makes an instance of its own, and
+#: looking for the tables costs it three connections and more time than most sensors take.
+_prepared: set[str] = set()
+
+
 class LedgerDatabaseStorage(DagsterStorage, ConfigurableClass):
     """What dagster.yaml names as its storage."""
 
@@ -43,8 +48,11 @@ class LedgerDatabaseStorage(DagsterStorage, ConfigurableClass):
 
     @cached_property
     def _postgres(self) -> DagsterPostgresStorage:
+        url = storage_url()
         try:
-            return DagsterPostgresStorage(storage_url())
+            made = DagsterPostgresStorage(url, should_autocreate_tables=url not in _prepared)
+            _prepared.add(url)
+            return made
         except (OperationalError, DagsterPostgresException) as error:
             cause = error.__cause__ or error
             said = str(getattr(cause, "orig", None) or cause).strip().partition("\n")[0]
