@@ -75,12 +75,14 @@ class Lake:
         """The name, relative to the lake, of the events that one landing has for one hour (aware, on the hour)."""
         return f"usage_events/hour={hour:%Y-%m-%dT%H}/landing-{landing_id:012d}.parquet"
 
-    def ids_file(self, hour: datetime, landings: int, newest: int) -> str:
+    def ids_file(self, hour: datetime, landings: int, newest: int, share: str = "") -> str:
         """The name of the index of an hour's event ids, as it is with so many landings, ``newest`` the last of them.
 
-        It can be made again at any time. DuckDB's version is in it since its hashes are.
+        ``share`` names the tenants that it is limited to. It can be made again at any time. DuckDB's version is in it
+        since its hashes are.
         """
-        return f"usage_ids/duckdb-{duckdb.__version__}/hour={hour:%Y-%m-%dT%H}/{landings}-{newest:012d}.parquet"
+        folder = f"usage_ids/duckdb-{duckdb.__version__}/{share}/hour={hour:%Y-%m-%dT%H}".replace("//", "/")
+        return f"{folder}/{landings}-{newest:012d}.parquet"
 
     def path(self, file: str) -> Path:
         """Where a file of a lake on disk is; its folder exists afterwards."""

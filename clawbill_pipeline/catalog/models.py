@@ -294,6 +294,14 @@ class Tenant(Closed):
         return self.cadence.period(key, self.zone)
 
 
+class Metering(Closed):
+    """How many workers an hour is for."""
+
+    shards: int = Field(
+        1, ge=1, le=256, description="Runs that an hour is shared out into, by a hash of the tenant; 1 leaves it whole."
+    )
+
+
 class Rating(Closed):
     """How hard OpenClaw is asked."""
 
@@ -336,6 +344,7 @@ class Catalog(Closed):
     alerts: Alerting = Alerting()
     volumes: Volumes = Volumes()
     correcting: Correcting = Correcting()
+    metering: Metering = Metering()
     rating: Rating = Rating()
     delivery: Delivery = Delivery()
     sources: tuple[Source, ...] = ()

@@ -30,7 +30,9 @@ from clawbill_pipeline.delivery.backends import (
     canonical,
 )
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.ledger.database import copy_rows, lock_key
+from clawbill_pipeline.ledger.sharding import Shard, in_share, share_of
+from clawbill_pipeline.ledger.turns import said, turn
 from clawbill_pipeline.money import EXACT, MICRO, rounded, total
 from clawbill_pipeline.results import Check
 
@@ -48,6 +50,8 @@ class Planned:
     parked: int
     unmapped: int
     other_currency: int
+    #: Runs that were at the same work.
+    waited_for: str | None = None
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -120,12 +124,15 @@ def plan(
     hours: tuple[datetime, datetime] | None,
     now: datetime,
     run_id: str,
+    shard: Shard | None = None,
 ) -> Planned:
     """Appends to the outbox what is rated in the half-open ``hours`` (all of them if None) and not planned yet.
 
+    With ``shard``, of its tenants alone.
+
     Rows start as ``planned``. A window whose exact units changed gets its next revision; one that was never planned
     and is worth nothing gets none. Planning twice writes nothing the second time, and two planners at once wait for
-    each other where they meet in a customer and meter.
+    each other where they meet in a customer.
     """
     services = list(catalog.services)
     since, until = hours or (datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 1, tzinfo=UTC))
@@ -139,8 +146,10 @@ def plan(
     }
     records = corrections = parked = 0
     with ledger.transaction() as connection:
+        given |= share_of(connection, shard).parameters
         buckets = connection.scalars(text(_BUCKETS), given).all()
-        lock_all(connection, (("planning", str(bucket)) for bucket in buckets))
+        keys = [lock_key("planning", str(bucket)) for bucket in buckets]
+        waited = turn(connection, keys, run_id=run_id, work="planning")
         connection.execute(text(_WANTED), given)
         connection.execute(text(_CHANGED), given)
         waiting = connection.execute(text(_WAITING)).one()
@@ -154,7 +163,7 @@ def plan(
             corrections += sum(1 for record in fresh if record[_REVISION] > 1)
             parked += sum(1 for record in fresh if record[_PARKED] is not None)
         connection.execute(text(_ADD_TOTALS))
-    return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency)
+    return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency, said(waited))
 
 
 def _scale(catalog: Catalog, service: str) -> Decimal:
@@ -163,16 +172,17 @@ def _scale(catalog: Catalog, service: str) -> Decimal:
     return MICRO if sold.bill_by == "amount" else Decimal(10) ** sold.quantity_decimals
 
 
-# Who waits for whom: a bucket of customers and meters. Locks of their own for 100,000 customers would not fit.
-_BUCKETS = """
-SELECT DISTINCT abs(hashtext(c.customer_id || i.meter)) % 64
-FROM (SELECT DISTINCT tenant_id, service FROM rated_usage WHERE hour >= :since AND hour < :until) rated
-JOIN stripe_items i USING (tenant_id, service) JOIN stripe_customers c USING (tenant_id)
+# Who waits for whom: a bucket of tenants that share customers with nobody outside it. Locks of their own for 100,000
+# customers would not fit; and shards have no bucket in common.
+_BUCKETS = f"""
+SELECT DISTINCT bucket(coalesce(c.payer_id, tenant_id))
+FROM (SELECT DISTINCT tenant_id FROM rated_usage WHERE hour >= :since AND hour < :until AND {in_share("tenant_id")}) r
+JOIN stripe_customers c USING (tenant_id)
 ORDER BY 1
-"""
+"""  # noqa: S608 - of constants
 
 # What is rated now for each tenant, in exact units of the meter.
-_WANTED = """
+_WANTED = f"""
 CREATE TEMPORARY TABLE wanted ON COMMIT DROP AS
 WITH sold AS (
     SELECT * FROM unnest(
@@ -181,7 +191,7 @@ WITH sold AS (
 ), current AS (
     SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start)
         hour, tenant_id, service, window_start, period_start, currency, amount, quantity
-    FROM rated_usage WHERE hour >= :since AND hour < :until
+    FROM rated_usage WHERE hour >= :since AND hour < :until AND {in_share("tenant_id")}
     ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC
 )
 SELECT c.customer_id, i.meter, r.hour, r.window_start, r.tenant_id,
@@ -194,7 +204,7 @@ LEFT JOIN sold USING (service)
 LEFT JOIN stripe_items i USING (tenant_id, service)
 LEFT JOIN stripe_customers c USING (tenant_id)
 GROUP BY c.customer_id, i.meter, r.hour, r.window_start, r.tenant_id, unmapped, other_currency
-"""
+"""  # noqa: S608 - of constants
 _WAITING = """
 SELECT count(*) FILTER (WHERE unmapped) AS unmapped, count(*) FILTER (WHERE other_currency) AS other_currency
 FROM wanted

@@ -212,6 +212,12 @@ def lock_all(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), keys)
 
 
+def lock_each(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
+    """As ``lock_all``, a lock for each name: for kinds of which there are few hundreds at most."""
+    keys = sorted({lock_key(*name) for name in names})
+    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), {"keys": keys})
+
+
 def lock_keys(names: Iterable[tuple[str, ...]]) -> list[int]:
     """The keys that ``lock_all`` takes for these names, in its order."""
     return sorted({lock_key(name[0], str(lock_key(*name) % STRIPES)) for name in names})

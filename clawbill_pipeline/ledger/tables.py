@@ -144,6 +144,31 @@ metered_hours = Table(
     Column("run_id", Text, nullable=False),
 )
 
+# Shards of hours; once all of an hour are there, the hour is in ``metered_hours``.
+metered_shards = Table(
+    "metered_shards",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("shards", Integer, primary_key=True, comment="How many the hour was shared out into."),
+    Column(
+        "layout",
+        Text,
+        primary_key=True,
+        comment="Hash of who shares a customer: only shards of one layout are all tenants.",
+    ),
+    Column("shard", Integer, primary_key=True, comment="Which of them, from 1."),
+    Column("landings", BigInteger, primary_key=True, comment="How many landings touch the hour and were counted."),
+    Column(
+        "recounts", BigInteger, primary_key=True, comment="How much of what hour_recounts asked it was metered with."
+    ),
+    Column("events", BigInteger, nullable=False, comment="Usage events of the shard's tenants."),
+    Column("duplicates", BigInteger, nullable=False),
+    Column("conflicts", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False, comment="New revisions written."),
+    _at("metered_at"),
+    Column("run_id", Text, nullable=False),
+)
+
 # Hours that were metered for some tenants ahead of everybody else, since their invoice was about to go out.
 metered_ahead = Table(
     "metered_ahead",
@@ -712,7 +737,8 @@ for _table in metadata.tables.values():
 
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (
-    landings, landed_hours, landings_mark, quarantine, usage_witnesses, witnessed_usage, metered_hours, metered_ahead,
+    landings, landed_hours, landings_mark, quarantine, usage_witnesses, witnessed_usage, metered_hours,
+    metered_shards, metered_ahead,
     metered_usage, rated_usage, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
     archived_months,

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.duck import arrow, duck
+from clawbill_pipeline.ledger.sharding import ALL, DUCK_BUCKET, Share
 from clawbill_pipeline.money import EXACT, SCALE, rounded, total
 
 #: A billing period's boundary that cuts an hour: (tenant, hour, boundary), all UTC.
@@ -71,12 +72,13 @@ class Count:
     """What ``count`` found. ``quantities`` has a row a window: hour, tenant_id, service, dimensions, window_start,
     quantity (DECIMAL(38,12)), events. ``used`` has the values of services that count one once a period: USED_SCHEMA.
     ``conflicts`` has a row an event that contradicts the ``first`` of its id. ``repeats`` is how many events of an
-    hour, conflicts among them, were not counted."""
+    hour, conflicts among them, were not counted; ``events``, of a shard, how many it has."""
 
     quantities: pa.Table
     used: pa.Table
     conflicts: pa.Table
     repeats: Mapping[datetime, int]
+    events: Mapping[datetime, int]
 
 
 # The view has what is derived of an event: its hour and what it says, by which events of one id are compared; unused
@@ -97,7 +99,7 @@ _EVENTS = """
 CREATE TEMP VIEW events AS
 SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity, event_time,
        file_row_number, '' AS unique_value
-FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false)
+FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false) {share}
 """
 # Files that landed before there was such a column lack it.
 _EVENTS_WITH_VALUES = """
@@ -105,8 +107,17 @@ CREATE TEMP VIEW events AS
 SELECT * REPLACE (coalesce(unique_value, '') AS unique_value)
 FROM (SELECT NULL::VARCHAR AS unique_value WHERE false
       UNION ALL BY NAME FROM read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false,
-                                          union_by_name = true))
+                                          union_by_name = true)) {share}
 """
+# Which tenants a shard has is found once, of the one column; all else reads their events alone.
+_SHARE = f"""
+CREATE TEMP TABLE shared_out AS
+SELECT tenant_id FROM (SELECT DISTINCT tenant_id FROM read_parquet(getvariable('files'), hive_partitioning = false))
+LEFT JOIN payers USING (tenant_id)
+WHERE {DUCK_BUCKET.format(tenant="coalesce(payer_id, tenant_id)")} BETWEEN $first AND $last
+"""  # noqa: S608 - of constants
+_OF_SHARE = "WHERE tenant_id IN (SELECT tenant_id FROM shared_out)"
+_PAYERS = pa.schema([("tenant_id", pa.string()), ("payer_id", pa.string())])
 # Ids that are there more than once, and ids that belong to another hour. A hash finds them in a fraction of the time
 # and memory that the ids themselves would take; it only prefilters: what it finds is compared by id.
 _HASHES = "SELECT h FROM landed"
@@ -137,6 +148,7 @@ _REPEATS = """
 SELECT hour, count(*) - (SELECT count(*) FROM first f WHERE f.hour = s.hour AND NOT taken) AS repeats
 FROM suspects s GROUP BY hour HAVING repeats > 0
 """
+_OF_HOURS = "SELECT hour, count(*) AS events FROM landed GROUP BY hour"
 _STANDING = """
 CREATE TEMP VIEW standing AS
 SELECT hour, tenant_id, source, event_id, e.service, e.dimensions, e.quantity, e.event_time, e.unique_value
@@ -209,9 +221,10 @@ def count(
     aggregations: Mapping[str, str] | None = None,
     once_a_period: Sequence[str] = (),
     taken: pa.Table | None = None,
+    share: Share = ALL,
     memory_limit: str | None = None,
 ) -> Count:
-    """The quantities in the lake's ``files``, which hold whole hours: all files of an hour, or none of it.
+    """The quantities of ``share`` in the lake's ``files``, which hold whole hours: all files of an hour, or none of it.
 
     ``aggregations`` names services that are not summed, ``once_a_period`` those whose values ``used`` shall tell;
     ``taken`` (TAKEN_SCHEMA) the ids that belong to an event of another hour. The same events in any order, split over
@@ -219,7 +232,7 @@ def count(
     """
     rows = [dict(zip(_CUTS.names, cut, strict=True)) for cut in cuts]
     with duck(memory_limit=memory_limit) as db:
-        prepare(db, files, values="unique_count" in (aggregations or {}).values())
+        prepare(db, files, values="unique_count" in (aggregations or {}).values(), share=share)
         db.register("cuts", pa.Table.from_pylist(rows, schema=_CUTS))
         db.register("taken", taken if taken is not None else TAKEN_SCHEMA.empty_table())
         db.register("repeated", pa.table({"h": _repeated(db)}))
@@ -231,6 +244,7 @@ def count(
             used=_used(db, once_a_period).cast(USED_SCHEMA),
             conflicts=arrow(db, _CONFLICTS),
             repeats={row["hour"]: row["repeats"] for row in arrow(db, _REPEATS).to_pylist()},
+            events={row["hour"]: row["events"] for row in arrow(db, _OF_HOURS).to_pylist()} if share.shard else {},
         )
 
 
@@ -267,11 +281,24 @@ def _used(db: duckdb.DuckDBPyConnection, services: Sequence[str]) -> pa.Table:
     return arrow(db, _USED, services=list(services)) if services else USED_SCHEMA.empty_table()
 
 
-def prepare(db: duckdb.DuckDBPyConnection, files: Sequence[Path | str], *, values: bool = False) -> None:
-    """Makes the view ``landed`` of the events in ``files``; with ``values``, with what unique_count counts."""
-    db.execute("SET VARIABLE files = $files", {"files": [str(file) for file in files]})
-    for statement in (_EVENTS_WITH_VALUES if values else _EVENTS, *_LANDED):
+def prepare(
+    db: duckdb.DuckDBPyConnection, files: Sequence[Path | str], *, values: bool = False, share: Share = ALL
+) -> None:
+    """Makes the view ``landed`` of the events of ``share`` in ``files``; ``values``: with what unique_count counts."""
+    events_of(db, files, share, _EVENTS_WITH_VALUES if values else _EVENTS)
+    for statement in _LANDED:
         db.execute(statement)
+
+
+def events_of(db: duckdb.DuckDBPyConnection, files: Sequence[Path | str], share: Share, view: str) -> None:
+    """Makes a ``view`` of the variable ``files``, limited to the tenants of ``share`` at its ``{share}``."""
+    db.execute("SET VARIABLE files = $files", {"files": [str(file) for file in files]})
+    if share.shard is not None:
+        payers = [dict(zip(_PAYERS.names, pair, strict=True)) for pair in share.sharing.payers.items()]
+        db.register("payers", pa.Table.from_pylist(payers, schema=_PAYERS))
+        buckets = share.shard.buckets
+        db.execute(_SHARE, {"first": buckets[0], "last": buckets[-1]})
+    db.execute(view.format(share="" if share.shard is None else _OF_SHARE))
 
 
 def _quantities(db: duckdb.DuckDBPyConnection, aggregations: Mapping[str, str]) -> Iterator[pa.Table]:

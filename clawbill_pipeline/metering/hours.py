@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -16,9 +16,12 @@ from clawbill_pipeline.catalog import Catalog, hours_between
 from clawbill_pipeline.catalog.periods import HOUR, Cadence, utc_hour
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import copy_arrow, lock_all
+from clawbill_pipeline.ledger.database import copy_arrow
+from clawbill_pipeline.ledger.sharding import ALL, Shard, Share, in_share, share_of
+from clawbill_pipeline.ledger.turns import hours_turn, said
 from clawbill_pipeline.metering.counting import Count, Cut, count
 from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
+from clawbill_pipeline.metering.shards import METERED_BEFORE, Joined, write_shards
 from clawbill_pipeline.metering.uniques import once_a_period, over_period
 from clawbill_pipeline.metering.witnessed import with_witnesses, witnessed, write_witnessed
 from clawbill_pipeline.money import plain, total
@@ -33,7 +36,11 @@ BATCH_EVENTS = 5_000_000
 
 @dataclass(frozen=True)
 class Metered:
-    """What metering came to. ``quantities`` is the total by service, in each service's unit."""
+    """What metering came to. ``quantities`` is the total by service, in each service's unit.
+
+    Of a ``shard``, all numbers are its own; ``awaited_shards`` are those without which its hours are not metered yet.
+    ``waited_for`` names runs that were at the same work.
+    """
 
     hours: int
     events: int
@@ -44,6 +51,9 @@ class Metered:
     late_revisions: int
     quantities: dict[str, Decimal]
     checks: tuple[Check, ...]
+    shard: str | None = None
+    awaited_shards: tuple[int, ...] | None = None
+    waited_for: str | None = None
 
 
 def meter(
@@ -56,19 +66,22 @@ def meter(
     now: datetime,
     run_id: str,
     memory_limit: str | None = None,
+    shard: Shard | None = None,
 ) -> Metered:
     """Meters the UTC hours of ``[start, end)`` from all that landed for them. Run again, it changes nothing.
 
-    Two workers on the same hour wait for one another. ``memory_limit`` (``1GB``) is DuckDB's, the lake's by default;
-    what is more spills to disk. Raises LedgerError where the database is away.
+    With ``shard``, those of its tenants alone; the hours are metered once all shards are. Two workers on the same hour
+    and tenants wait for one another. ``memory_limit`` (``1GB``) is DuckDB's, the lake's by default; what is more spills
+    to disk. Raises LedgerError where the database is away.
     """
     memory_limit = memory_limit or lake.memory_limit
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
     batches = [
-        _meter_batch(ledger, lake, catalog, batch, now, run_id, memory_limit) for batch in _batches(ledger, hours)
+        _meter_batch(ledger, lake, catalog, batch, now, run_id, memory_limit, shard)
+        for batch in _batches(ledger, hours)
     ]
-    return _result(hours, batches)
+    return _result(hours, batches, shard)
 
 
 def late_hours(
@@ -95,6 +108,8 @@ class _Batch:
     counted: Count | None
     revisions: list[tuple[datetime, str, str]]
     totals: dict[str, Decimal]
+    waited: frozenset[str]
+    joined: Joined | None
 
 
 def _batches(ledger: Ledger, hours: Sequence[datetime]) -> Iterator[list[datetime]]:
@@ -122,26 +137,35 @@ def _meter_batch(
     now: datetime,
     run_id: str,
     memory_limit: str | None,
+    shard: Shard | None,
 ) -> _Batch:
     start, end = hours[0], hours[-1] + HOUR
     with ledger.transaction() as connection:
-        lock_all(connection, (("metering", hour.isoformat()) for hour in hours))
+        waited = hours_turn(connection, "metering", hours, run_id=run_id, shard=shard)
+        share = share_of(connection, shard)
         landed = connection.execute(LANDED, {"start": start, "end": end}).all()
         counted: Count | None = None
         revisions: list[tuple[datetime, str, str]] = []
         if landed:
-            counted = count_landed(connection, lake, catalog, landed, start, end, memory_limit)
-            revisions = write_quantities(connection, counted, start, end, now, run_id)
+            counted = count_landed(connection, lake, catalog, landed, start, end, share, memory_limit)
+            revisions = write_quantities(connection, counted, start, end, now, run_id, share=share)
             _write_conflicts(connection, counted, now)
             if sources := with_witnesses(catalog):
                 landings = {hour: len(of_hour) for hour, of_hour in _by_hour(landed).items()}
                 with lake.at_hand([row.file for row in landed]) as files:
-                    rows = witnessed(files, sources, landings, memory_limit=memory_limit)
+                    rows = witnessed(files, sources, landings, share=share, memory_limit=memory_limit)
                 write_witnessed(connection, rows, now, run_id)
-        connection.execute(_RECOUNTED, {"start": start, "end": end})
-        _write_hours(connection, hours, landed, counted, revisions, now, run_id)
-        totals = {row.service: row.quantity for row in connection.execute(_TOTALS, {"start": start, "end": end})}
-    return _Batch(sum(row.events for row in landed), counted, revisions, totals)
+        rows_of_hours = _hours(hours, landed, counted, revisions, share)
+        given = {"start": start, "end": end, "now": now, "run_id": run_id, **share.parameters}
+        joined = None
+        if shard is None:
+            connection.execute(_RECOUNTED, given)
+            connection.execute(_WRITE_HOURS, [{**given, **row} for row in rows_of_hours])
+        else:
+            joined = write_shards(connection, shard, share.layout, rows_of_hours, now, run_id)
+        totals = {row.service: row.quantity for row in connection.execute(_TOTALS, given)}
+    events = sum(row["events"] for row in rows_of_hours)
+    return _Batch(events, counted, revisions, totals, waited, joined)
 
 
 def count_landed(
@@ -151,10 +175,11 @@ def count_landed(
     landed: Sequence[Row[Any]],
     start: datetime,
     end: datetime,
+    share: Share = ALL,
     memory_limit: str | None = None,
 ) -> Count:
     """The quantities of the files ``landed`` (rows of LANDED), which are all of the hours ``[start, end)``."""
-    taken = _taken(connection, lake, start, end, catalog, memory_limit)
+    taken = _taken(connection, lake, start, end, catalog, share, memory_limit)
     with lake.at_hand([row.file for row in landed]) as files:
         counted = count(
             files,
@@ -162,28 +187,37 @@ def count_landed(
             aggregations={name: service.aggregation for name, service in catalog.services.items()},
             once_a_period=over_period(catalog),
             taken=taken,
+            share=share,
             memory_limit=memory_limit,
         )
     return replace(counted, quantities=once_a_period(connection, catalog, counted, start, end))
 
 
 def _taken(
-    connection: Connection, lake: Lake, start: datetime, end: datetime, catalog: Catalog, memory_limit: str | None
+    connection: Connection,
+    lake: Lake,
+    start: datetime,
+    end: datetime,
+    catalog: Catalog,
+    share: Share,
+    memory_limit: str | None,
 ) -> pa.Table | None:
     """The ids of ``[start, end)`` that belong to an event of another hour within the conflict window."""
     window = catalog.calendar.conflict_window
     if not window:
         return None
-    rows = connection.execute(LANDED, {"start": start - window, "end": end + window})
-    near = [
-        Hour(hour, tuple(row.file for row in of_hour), lake.ids_file(hour, len(of_hour), newest))
-        for hour, of_hour, newest in (
-            (hour, of_hour, max(row.landing_id for row in of_hour)) for hour, of_hour in _by_hour(rows).items()
-        )
-    ]
+    landed = _by_hour(connection.execute(LANDED, {"start": start - window, "end": end + window}))
+    newest = {hour: (hour, len(rows), max(row.landing_id for row in rows)) for hour, rows in landed.items()}
+    indexes = {hour: lake.ids_file(*of_hour) for hour, of_hour in newest.items()}
+    if not share.whole:
+        # An index of all tenants does as well, where an hour was metered as a whole.
+        missing = lake.missing(list(indexes.values()))
+        of_share = {hour: lake.ids_file(*of_hour, share.name) for hour, of_hour in newest.items()}
+        indexes |= {hour: of_share[hour] for hour, index in indexes.items() if index in missing}
+    near = [Hour(hour, tuple(row.file for row in rows), indexes[hour]) for hour, rows in landed.items()]
     own = [hour for hour in near if start <= hour.hour < end]
     values = any(service.unique_by for service in catalog.services.values())
-    return taken_elsewhere(lake, own, near, window, values=values, memory_limit=memory_limit)
+    return taken_elsewhere(lake, own, near, window, values=values, share=share, memory_limit=memory_limit)
 
 
 def _by_hour(rows: Iterable[Row[Any]]) -> dict[datetime, list[Row[Any]]]:
@@ -232,18 +266,18 @@ _MARK = text(f"""{_TOUCHED}
     ON CONFLICT DO NOTHING
 """)  # noqa: S608 - both parts are constants
 _RECOUNTED = text("UPDATE hour_recounts SET done = asked WHERE hour >= :start AND hour < :end AND done < asked")
-_TOTALS = text("""
+_TOTALS = text(f"""
     SELECT service, sum(quantity) AS quantity FROM (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) service, quantity FROM metered_usage
-        WHERE hour >= :start AND hour < :end
+        WHERE hour >= :start AND hour < :end AND {in_share("tenant_id")}
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) c
     GROUP BY service ORDER BY service
-""")
+""")  # noqa: S608 - of constants
 # A quantity that is gone (its events moved to another name) becomes zero: nothing is ever deleted.
-_REVISE = text("""
+_REVISE = text(f"""
     WITH held AS (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) *
-        FROM metered_usage WHERE hour >= :start AND hour < :end
+        FROM metered_usage WHERE hour >= :start AND hour < :end AND {in_share("tenant_id")}
           AND (CAST(:tenants AS text[]) IS NULL
                OR tenant_id = ANY(CAST(:tenants AS text[])) AND window_start < CAST(:until AS timestamptz))
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC)
@@ -255,10 +289,11 @@ _REVISE = text("""
                 WHEN coalesce(c.events, 0) > coalesce(h.events, 0) THEN 'late' ELSE 'corrected' END,
            :now, :run_id
     FROM counted c FULL JOIN held h USING (hour, tenant_id, service, dimensions, window_start)
-    LEFT JOIN (SELECT DISTINCT hour FROM metered_hours WHERE hour >= :start AND hour < :end) m USING (hour)
+    LEFT JOIN (SELECT hour FROM metered_hours WHERE hour >= :start AND hour < :end UNION {METERED_BEFORE}) m
+        USING (hour)
     WHERE coalesce(c.quantity, 0) IS DISTINCT FROM h.quantity
     RETURNING hour, tenant_id, reason
-""")
+""")  # noqa: S608 - of constants
 
 
 def write_quantities(
@@ -270,8 +305,9 @@ def write_quantities(
     run_id: str,
     tenants: Sequence[str] | None = None,
     until: datetime | None = None,
+    share: Share = ALL,
 ) -> list[tuple[datetime, str, str]]:
-    """Revises what the hours ``[start, end)`` hold: of everybody, or of ``tenants``' windows before ``until`` alone.
+    """Revises what the hours ``[start, end)`` hold of ``share``, or of ``tenants``' windows before ``until`` alone.
 
     Returns hour, tenant and reason of each new revision.
     """
@@ -282,7 +318,8 @@ def write_quantities(
         )
     )
     copy_arrow(connection, "counted", counted.quantities)
-    given = {"start": start, "end": end, "now": now, "run_id": run_id, "tenants": tenants, "until": until}
+    given: dict[str, Any] = {"start": start, "end": end, "now": now, "run_id": run_id}
+    given |= {"tenants": tenants, "until": until, **share.parameters}
     written = connection.execute(_REVISE, given)
     return [(row.hour, row.tenant_id, row.reason) for row in written]
 
@@ -326,39 +363,40 @@ def _contradiction(row: dict[str, object]) -> str:
     )
 
 
-def _write_hours(
-    connection: Connection,
+def _hours(
     hours: list[datetime],
     landed: Sequence[Row[Any]],
     counted: Count | None,
     revisions: list[tuple[datetime, str, str]],
-    now: datetime,
-    run_id: str,
-) -> None:
+    share: Share,
+) -> list[dict[str, Any]]:
+    """What became of each hour's events: those of the share."""
     landings = _by_hour(landed)
     repeats = counted.repeats if counted else {}
     conflicts = Counter(counted.conflicts["hour"].to_pylist()) if counted else Counter()
     changed = Counter(hour for hour, _, _ in revisions)
-    connection.execute(
-        text("""
-            INSERT INTO metered_hours (hour, landings, events, duplicates, conflicts, changed, metered_at, run_id)
-            VALUES (:hour, :landings, :events, :duplicates, :conflicts, :changed, :now, :run_id)
-            ON CONFLICT DO NOTHING
-        """),
-        [
-            {
-                "hour": hour,
-                "landings": len(landings.get(hour, ())),
-                "events": sum(row.events for row in landings.get(hour, ())),
-                "duplicates": repeats.get(hour, 0) - conflicts[hour],
-                "conflicts": conflicts[hour],
-                "changed": changed[hour],
-                "now": now,
-                "run_id": run_id,
-            }
-            for hour in hours
-        ],
-    )
+    events: Mapping[datetime, int] = counted.events if counted else {}
+    if share.whole:
+        events = {hour: sum(row.events for row in of_hour) for hour, of_hour in landings.items()}
+    return [
+        {
+            "hour": hour,
+            "landings": len(landings.get(hour, ())),
+            "landed": sum(row.events for row in landings.get(hour, ())),
+            "events": events.get(hour, 0),
+            "duplicates": repeats.get(hour, 0) - conflicts[hour],
+            "conflicts": conflicts[hour],
+            "changed": changed[hour],
+        }
+        for hour in hours
+    ]
+
+
+_WRITE_HOURS = text("""
+    INSERT INTO metered_hours (hour, landings, events, duplicates, conflicts, changed, metered_at, run_id)
+    VALUES (:hour, :landings, :events, :duplicates, :conflicts, :changed, :now, :run_id)
+    ON CONFLICT DO NOTHING
+""")
 
 
 def _cuts(catalog: Catalog, start: datetime, end: datetime) -> Iterator[Cut]:
@@ -376,7 +414,7 @@ def _cuts(catalog: Catalog, start: datetime, end: datetime) -> Iterator[Cut]:
             boundary = tenant.period_at(boundary).end
 
 
-def _result(hours: list[datetime], batches: Sequence[_Batch]) -> Metered:
+def _result(hours: list[datetime], batches: Sequence[_Batch], shard: Shard | None) -> Metered:
     counts = [batch.counted for batch in batches if batch.counted]
     events = sum(batch.events for batch in batches)
     repeats = sum(sum(counted.repeats.values()) for counted in counts)
@@ -394,6 +432,7 @@ def _result(hours: list[datetime], batches: Sequence[_Batch]) -> Metered:
             booked.setdefault(service, []).append(quantity)
     quantities = {service: total(parts) for service, parts in sorted(booked.items())}
     revisions = [reason for batch in batches for _, _, reason in batch.revisions]
+    joined = [batch.joined for batch in batches if batch.joined]
     return Metered(
         hours=len(hours),
         events=events,
@@ -407,9 +446,19 @@ def _result(hours: list[datetime], batches: Sequence[_Batch]) -> Metered:
             Check(
                 "conservation",
                 events - repeats == kept
+                and not any(each.lost for each in joined)
                 and all(quantity == total(summed.get(service, ())) for service, quantity in quantities.items()),
                 "Accepted events minus duplicates and conflicts are what was metered, exactly.",
-                {"events": events, "duplicates": repeats - conflicts, "conflicts": conflicts, "metered": kept},
+                {
+                    "events": events,
+                    "duplicates": repeats - conflicts,
+                    "conflicts": conflicts,
+                    "metered": kept,
+                    "in_no_shard": sum(each.lost for each in joined) if shard else None,
+                },
             ),
         ),
+        shard=str(shard) if shard else None,
+        awaited_shards=tuple(sorted({number for each in joined for number in each.awaited})) if shard else None,
+        waited_for=said({run for batch in batches for run in batch.waited}),
     )

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clawbill_pipeline.duck import arrow, duck
 from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger.sharding import ALL, Share
 from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, prepare
 
 
@@ -84,16 +85,17 @@ def taken_elsewhere(
     window: timedelta,
     *,
     values: bool = False,
+    share: Share = ALL,
     memory_limit: str | None = None,
 ) -> pa.Table:
     """The ids of the hours ``own`` that an event of another hour, at most ``window`` away, had before: TAKEN_SCHEMA.
 
-    ``near`` are all hours within the window, ``own`` among them; ``values`` as in ``counting.prepare``. Missing indexes
-    are made.
+    ``near`` are all hours within the window, ``own`` among them; ``values`` and ``share`` as in ``counting.prepare``.
+    Missing indexes are made, of the share's tenants alone.
     """
     if len(near) < 2:
         return TAKEN_SCHEMA.empty_table()
-    _make_missing(lake, near, memory_limit)
+    _make_missing(lake, near, share, memory_limit)
     with duck(memory_limit=memory_limit) as db:
         with _opened(db, lake, own, near, _RANGES):
             db.execute(_OVERLAPPING, {"window": window})
@@ -106,7 +108,7 @@ def taken_elsewhere(
         if not hours:
             return TAKEN_SCHEMA.empty_table()
         with lake.at_hand([file for hour in near if hour.hour in hours for file in hour.files]) as files:
-            prepare(db, files, values=values)
+            prepare(db, files, values=values, share=share)
             return arrow(db, _TAKEN, window=window).cast(TAKEN_SCHEMA)
 
 
@@ -127,7 +129,7 @@ def _opened(
         yield
 
 
-def _make_missing(lake: Lake, hours: Sequence[Hour], memory_limit: str | None) -> None:
+def _make_missing(lake: Lake, hours: Sequence[Hour], share: Share, memory_limit: str | None) -> None:
     missing = lake.missing([hour.index for hour in hours])
     for hour in hours:
         if hour.index in missing:
@@ -136,7 +138,7 @@ def _make_missing(lake: Lake, hours: Sequence[Hour], memory_limit: str | None) -
                 lake.folder.made(hour.index) as target,
                 duck(memory_limit=memory_limit) as db,
             ):
-                prepare(db, files)
+                prepare(db, files, share=share)
                 db.execute(_INDEX, {"target": str(target)})
             # The index of the hour as it was before. Another worker may have it open, or be about to.
             lake.folder.prune(hour.index, _IN_USE)

@@ -15,23 +15,36 @@ from sqlalchemy import text
 from clawbill_pipeline.catalog import Catalog, Tenant
 from clawbill_pipeline.catalog.periods import Period, utc_hour
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.sharding import Shard, share_of
 
 
 def meter_unused(
-    ledger: Ledger, catalog: Catalog, *, start: datetime, end: datetime, now: datetime, run_id: str
+    ledger: Ledger,
+    catalog: Catalog,
+    *,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    run_id: str,
+    shard: Shard | None = None,
 ) -> list[datetime]:
     """Writes the zeros of every billing period that closes within the hours ``[start, end)``, once it has.
 
     For services with ``basis: period_to_date``: each dimension set that was used in the period, and without any usage
-    those that no dimension prices, where the tenant's subscription has them and runs in the period. Returns the hours
-    that got one, which are among the given ones, to be rated. Run again, it writes nothing.
+    those that no dimension prices, where the tenant's subscription has them and runs in the period. With ``shard``, of
+    its tenants alone. Returns the hours that got one, which are among the given ones, to be rated. Run again, it writes
+    nothing.
     """
     services = {name: s for name, s in catalog.services.items() if s.basis == "period_to_date"}
     if not services:
         return []
     plain = [name for name, service in services.items() if not service.dimensions]
     closing: list[dict[str, Any]] = []
+    with ledger.transaction() as connection:
+        share = share_of(connection, shard)
     for tenant_id, tenant in catalog.tenants.items():
+        if not share.holds(tenant_id):
+            continue
         for period in _closing(tenant, start, end):
             close = tenant.close(period)
             if close > now:

@@ -16,15 +16,22 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.sources import OpenClawFleet
 from clawbill_pipeline.duck import arrow, duck
 from clawbill_pipeline.ledger.database import copy_arrow
+from clawbill_pipeline.ledger.sharding import ALL, Share
+from clawbill_pipeline.metering.counting import events_of
 
 # Transcripts of sessions that are there no longer: OpenClaw names them so.
 _ARCHIVE = r"\.jsonl\.(deleted|reset|imported)|session-sqlite-import-archive/"
+_SHOWN = """
+CREATE TEMP VIEW shown AS
+SELECT * FROM read_parquet(getvariable('files'), union_by_name = true, hive_partitioning = false,
+                           file_row_number = true) {share}
+"""
 # As everywhere, the first event of an id in an hour stands.
 _WITNESSED = f"""
 WITH events AS (
   SELECT NULL::DECIMAL(38, 12) AS cost WHERE false
   UNION ALL BY NAME
-  FROM read_parquet($files, union_by_name = true, hive_partitioning = false, file_row_number = true)),
+  FROM shown),
 ids AS (
   SELECT date_trunc('hour', event_time) AS hour, source, tenant_id, event_id,
          arg_min({{service: service, quantity: quantity, cost: cost}},
@@ -49,16 +56,23 @@ def with_witnesses(catalog: Catalog) -> list[str]:
 
 
 def witnessed(
-    files: Sequence[str], sources: Sequence[str], landings: Mapping[datetime, int], *, memory_limit: str | None = None
+    files: Sequence[str],
+    sources: Sequence[str],
+    landings: Mapping[datetime, int],
+    *,
+    share: Share = ALL,
+    memory_limit: str | None = None,
 ) -> pa.Table:
-    """A row an hour, source, tenant and service of ``sources`` in the lake's ``files``, as witnessed_usage has it.
+    """A row an hour, source, tenant of ``share`` and service of ``sources`` in the lake's ``files``, as witnessed_usage
+    has it.
 
     ``landings``: the hours, and how many landings touch each.
     """
     hours = {"hour": pa.array(landings, pa.timestamp("us", tz="UTC")), "landings": pa.array(landings.values())}
     with duck(memory_limit=memory_limit) as db:
         db.register("hours", pa.table(hours))
-        return arrow(db, _WITNESSED, files=list(files), sources=list(sources))
+        events_of(db, files, share, _SHOWN)
+        return arrow(db, _WITNESSED, sources=list(sources))
 
 
 def write_witnessed(connection: Connection, rows: pa.Table, now: datetime, run_id: str) -> None:

@@ -23,7 +23,8 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import utc_hour
-from clawbill_pipeline.ledger.database import lock_all
+from clawbill_pipeline.ledger.database import lock_each
+from clawbill_pipeline.ledger.sharding import BUCKETS, bucket
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, limited, terms_of
 
@@ -80,7 +81,8 @@ class Standing:
 
 def lock_groups(connection: Connection, groups: Iterable[Group]) -> None:
     """Waits until nobody else books in these groups. Once a transaction, after the hours are locked."""
-    lock_all(connection, (("period", *group[:3], group.period_start.isoformat()) for group in groups))
+    # By the tenant's bucket, so that shards have none of these in common.
+    lock_each(connection, {("period", str(bucket(group.tenant_id))) for group in groups})
 
 
 def read_standings(
@@ -119,7 +121,7 @@ def _standing(row: Any) -> Standing:
     return Standing(row.last, closed, row.asked_quantity, row.amount, unlimited, answered, terms, row.currency)
 
 
-_STANDINGS = text("""
+_STANDINGS = text(f"""
     SELECT g.number, g.last, l.asked_quantity, l.answered_amount, l.unlimited_amount, l.period_unlimited,
            l.rate_card_version, l.terms, l.currency,
            CASE WHEN l.period_amount IS NULL OR :summed THEN (
@@ -133,7 +135,12 @@ _STANDINGS = text("""
                    WHERE (r.hour, r.tenant_id, r.service, r.dimensions, r.window_start)
                        = (g.last_hour, g.tenant_id, g.service, g.dimensions, g.last)
                      AND r.basis = 'period_to_date') AS is_booked,
-           EXISTS (SELECT FROM metered_hours m WHERE m.hour = g.last_hour) AS is_over,
+           EXISTS (SELECT FROM metered_hours m WHERE m.hour = g.last_hour)
+               OR EXISTS (SELECT FROM metered_shards s
+                          LEFT JOIN stripe_customers c ON c.tenant_id = g.tenant_id
+                          WHERE s.hour = g.last_hour
+                            AND s.shard = bucket(coalesce(c.payer_id, g.tenant_id)) * s.shards / {BUCKETS} + 1)
+               AS is_over,
            EXISTS (SELECT FROM metered_usage m
                    WHERE (m.hour, m.tenant_id, m.service, m.dimensions, m.window_start)
                        = (g.last_hour, g.tenant_id, g.service, g.dimensions, g.last)) AS is_awaited
@@ -147,4 +154,4 @@ _STANDINGS = text("""
         WHERE (r.tenant_id, r.service, r.dimensions, r.period_start)
             = (g.tenant_id, g.service, g.dimensions, g.period_start) AND r.basis = 'period_to_date'
         ORDER BY booking DESC LIMIT 1) AS l ON true
-""")
+""")  # noqa: S608 - of constants

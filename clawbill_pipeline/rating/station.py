@@ -17,8 +17,10 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog, hours_between, openclaw_service
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import copy_rows, lock_all
+from clawbill_pipeline.ledger.database import copy_rows
+from clawbill_pipeline.ledger.sharding import Shard, Share, in_share, share_of
 from clawbill_pipeline.ledger.tallies import Tally, add_tally, histogram
+from clawbill_pipeline.ledger.turns import hours_turn, said
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
@@ -94,6 +96,8 @@ class Rated:
     unmapped: int
     amounts: dict[str, Decimal]
     checks: tuple[Check, ...]
+    #: Runs that were at the same work.
+    waited_for: str | None = None
 
 
 def rate(
@@ -107,11 +111,13 @@ def rate(
     run_id: str,
     only_retries: bool = False,
     tenants: Collection[str] | None = None,
+    shard: Shard | None = None,
 ) -> Rated:
     """Rates all metered usage of the UTC hours ``[start, end)`` that is not rated at its newest revision.
 
     A row that fails stays due, with its error on record in ``rating_failures``; the others go on. ``only_retries``
-    asks for nothing but rows that failed before and whose next attempt has come; ``tenants`` for theirs alone.
+    asks for nothing but rows that failed before and whose next attempt has come; ``tenants`` for theirs alone, and
+    ``shard`` for those of its tenants.
     """
     hours = list(hours_between(start, end))
     ledger.ensure_partitions(hours)
@@ -120,8 +126,9 @@ def rate(
     while True:
         with ledger.transaction() as connection:
             # Hours are locked for double launches; period-to-date groups for hours that are backfilled side by side.
-            lock_all(connection, (("rating", hour.isoformat()) for hour in hours))
-            due = _read_due(connection, start, end, after, now if only_retries else None, tenants)
+            tally.waited |= hours_turn(connection, "rating", hours, run_id=run_id, shard=shard)
+            share = share_of(connection, shard)
+            due = _read_due(connection, start, end, after, now if only_retries else None, tenants, share)
             if not due:
                 break
             after = (due[-1].hour, due[-1].tenant_id, due[-1].service, due[-1].dimensions, due[-1].window_start)
@@ -134,7 +141,8 @@ def rate(
         if len(due) < CHUNK:
             break
     with ledger.transaction() as connection:
-        amounts = {row.currency: row.amount for row in connection.execute(_AMOUNTS, {"start": start, "end": end})}
+        given = {"start": start, "end": end, **share_of(connection, shard).parameters}
+        amounts = {row.currency: row.amount for row in connection.execute(_AMOUNTS, given)}
     return tally.result(len(hours), amounts)
 
 
@@ -146,6 +154,7 @@ class _Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     first: str | None = None
     unmapped: set[str] = field(default_factory=set)
+    waited: frozenset[str] = frozenset()
 
     def add(self, bookings: Sequence[Booking], failures: Sequence[Failure]) -> None:
         self.booked += len(bookings)
@@ -177,15 +186,16 @@ class _Tally:
                     {"tenants": ", ".join(sorted(self.unmapped)[:20])},
                 ),
             ),
+            waited_for=said(self.waited),
         )
 
 
-_DUE = text("""
+_DUE = text(f"""
     SELECT m.hour, m.tenant_id, m.service, m.dimensions, m.window_start, m.revision AS metered_revision, m.quantity,
            m.reason, coalesce(r.revision, 0) + 1 AS revision, coalesce(r.quantity, 0) AS held_quantity,
            coalesce(r.amount, 0) AS held_amount, coalesce(f.attempts, 0) AS attempts
     FROM (SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM metered_usage
-          WHERE hour >= :start AND hour < :end
+          WHERE hour >= :start AND hour < :end AND {in_share("tenant_id")}
             AND (CAST(:tenants AS text[]) IS NULL OR tenant_id = ANY(CAST(:tenants AS text[])))
             AND (CAST(:hour AS timestamptz) IS NULL
                  OR (hour, tenant_id, service, dimensions, window_start)
@@ -202,14 +212,14 @@ _DUE = text("""
     WHERE (r.metered_revision IS NULL OR r.metered_revision < m.revision)
       AND (CAST(:retries_at AS timestamptz) IS NULL OR (f.kind = 'retry' AND f.next_attempt_at <= :retries_at))
     ORDER BY m.hour, m.tenant_id, m.service, m.dimensions, m.window_start LIMIT :chunk
-""")
-_AMOUNTS = text("""
+""")  # noqa: S608 - of constants
+_AMOUNTS = text(f"""
     SELECT currency, sum(amount) AS amount FROM (
         SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) currency, amount FROM rated_usage
-        WHERE hour >= :start AND hour < :end
+        WHERE hour >= :start AND hour < :end AND {in_share("tenant_id")}
         ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) c
     GROUP BY currency ORDER BY currency
-""")
+""")  # noqa: S608 - of constants
 
 
 def _read_due(
@@ -219,13 +229,14 @@ def _read_due(
     after: tuple[object, ...] | None,
     retries_at: datetime | None,
     tenants: Collection[str] | None,
+    share: Share,
 ) -> list[Due]:
     hour, tenant, service, dimensions, window = after or (None,) * 5
     rows = connection.execute(
         _DUE,
         {"start": start, "end": end, "hour": hour, "tenant": tenant, "service": service,
          "dimensions": dimensions, "window": window, "chunk": CHUNK, "retries_at": retries_at,
-         "tenants": None if tenants is None else list(tenants)},
+         "tenants": None if tenants is None else list(tenants), **share.parameters},
     )  # fmt: skip
     return [Due(**row._mapping) for row in rows]
 
