@@ -8,10 +8,9 @@ does not fit: DuckDB and pandas go through a float here. A property test holds b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Mapping as Fields
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,15 @@ import pyarrow.json as pj
 from clawbill_pipeline.catalog.names import dimension_set
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.catalog.sources import Mapping
-from clawbill_pipeline.usage import text, uniform
+from clawbill_pipeline.money import EXACT, SCALE
+from clawbill_pipeline.usage import text
 from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, MOST, TENANT, Judge
 from clawbill_pipeline.usage.inputs import Line
 from clawbill_pipeline.usage.parquet import ParquetBlock
 from clawbill_pipeline.usage.text import Position, TextBlock
+
+if TYPE_CHECKING:
+    from clawbill_pipeline.usage.uniform import Cut
 
 #: Tenants, services and dimension sets are few and repeat.
 FEW = pa.dictionary(pa.int32(), pa.string())
@@ -46,7 +49,8 @@ COLUMNS = pa.schema(
     ]
 )
 _QUANTITY = pa.decimal128(38, 12)
-_MOST = pa.scalar(MOST, _QUANTITY)
+_MOST = pa.scalar(EXACT.subtract(MOST, Decimal(1).scaleb(-SCALE)), _QUANTITY)
+_LEAST = pa.scalar(_MOST.as_py().copy_negate(), _QUANTITY)
 # Nine digits of a second are common in logs; they are cut to the lake's six afterwards.
 _TIME = pa.timestamp("ns", tz="UTC")
 _NEEDED = frozenset({"event_id", "tenant_id", "service", "quantity", "timestamp"})
@@ -54,19 +58,13 @@ _ZERO = pa.scalar(Decimal(0), _QUANTITY)
 #: So few lines are judged one by one rather than looked at again in smaller parts.
 _FEW_LINES = 32
 _PARTS = 16
-#: Bytes of lines that are looked at together: few enough to stay in the processor's cache.
-_PIECE = 1024 * 1024
+#: Blocks of fewer bytes are not looked through for lines that are alike.
+_LARGE = 1024 * 1024
+#: So many lines that are alike are cut together: fewer would cost more than to parse them, more would fill the memory.
+_LEAST_LINES, _MOST_LINES = 32, 32_768
 
 Numbers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-
-
-class _Piece(NamedTuple):
-    """Lines that are all alike: their numbers, where they begin in the text, and their members in columns."""
-
-    lines: Numbers
-    offsets: Numbers
-    given: dict[str, pa.Array]
 
 
 class Bulk:
@@ -82,6 +80,7 @@ class Bulk:
         words = dict.fromkeys(("event_id", "tenant_id", "service", *self._dimensions, "specversion"), pa.string())
         fields = {**words, "quantity": _QUANTITY, "timestamp": _TIME}
         self._words = frozenset(fields)
+        self._closed = closed
         self._catalogue = pa.array([name for name in judge.tenants if TENANT.fullmatch(name)], pa.string())
         self._parse = pj.ParseOptions(
             explicit_schema=pa.schema(fields), unexpected_field_behavior="error" if closed else "ignore"
@@ -151,59 +150,67 @@ class Bulk:
         """``(events as batches of COLUMNS, lines that are left over)`` of a block of whole lines."""
         batches: list[pa.RecordBatch] = []
         left: list[Line] = []
-        alike: list[_Piece] = []
-        for piece in self._pieces(block):
-            if isinstance(piece, _Piece):
-                alike.append(piece)
-                continue
-            parsed, rest = self._parsed(piece)
-            batches += parsed
+        for piece, cut in self._pieces(block):
+            given = self._given_texts(cut) if cut is not None else None
+            found, rest = self._cut(piece, cut, given) if cut is not None and given else self._parsed(piece)
+            batches += found
             left += rest
-        if alike:
-            lines = np.concatenate([piece.lines for piece in alike])
-            offsets = np.concatenate([piece.offsets for piece in alike])
-            given = {name: pa.concat_arrays([piece.given[name] for piece in alike]) for name in alike[0].given}
-            columns, good = self.checked(given)
-            if len(good):
-                places = [pa.array(lines[good]), pa.array(offsets[good])]
-                batches.append(pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS))
-            for number in np.delete(np.arange(len(lines)), good) if len(good) < len(lines) else ():
-                left.append(_line_at(block, int(lines[number]), int(offsets[number])))
-        return batches, sorted(left, key=lambda line: line.number)
+        return batches, left
 
-    def _pieces(self, block: TextBlock) -> Iterator[_Piece | TextBlock]:
-        """The block cut into pieces of lines that are all alike, and what lies between them."""
-        data, at, rest, begin = block.data, block.start, 0, 0
+    def _pieces(self, block: TextBlock) -> Iterator[tuple[TextBlock, Cut | None]]:
+        """The block in pieces: lines that are all alike and were cut, and what lies between them."""
+        data, at, begin, rest, passed = block.data, block.start, 0, 0, 1
+        if len(data) < _LARGE:
+            yield block, None
+            return
+        # Numba takes half a second to be there, which small logs would not get back.
+        from clawbill_pipeline.usage import uniform
+
+        shape: uniform.Shape | None = None
         while begin < len(data):
-            end = data.rfind(b"\n", begin, begin + _PIECE) + 1 or data.find(b"\n", begin + _PIECE) + 1 or len(data)
-            cut = data[begin:end]
-            short = len(cut) <= text.LONGEST_LINE
-            found = uniform.columns(cut, self._words, ("quantity",)) if short else None
-            if found is not None and (given := self._given_texts(found)):
-                if rest < begin:
-                    between = TextBlock.at(at, data[rest:begin])
-                    yield between
-                    at = between.end
-                begins = found[""].to_numpy()
-                yield _Piece(np.arange(at.line + 1, at.line + 1 + len(begins)), begins + at.byte, given)
-                at = Position(at.byte + len(cut), at.line + len(begins), at.generation)
-                rest = end
-            begin = end
+            cut = uniform.cut_lines(data, begin, shape, _MOST_LINES)
+            if cut is None or cut.lines < _LEAST_LINES or (self._closed and not cut.shape.members <= self._words):
+                # Of lines that differ from one another, ever more are passed over together.
+                begin = data.find(b"\n", begin + passed) + 1 or len(data)
+                passed *= 2
+                continue
+            if rest < begin:
+                between = TextBlock.at(at, data[rest:begin])
+                yield between, None
+                at = between.end
+            shape, passed = cut.shape, 1
+            end = Position(at.byte + cut.end - begin, at.line + cut.lines, at.generation)
+            yield TextBlock(data[begin : cut.end], at, end), cut  # mostly the whole block, of which this is no copy
+            at, begin, rest = end, cut.end, cut.end
         if rest < len(data):
-            yield TextBlock.at(at, data[rest:])
+            yield TextBlock.at(at, data[rest:]), None
 
-    def _given_texts(self, found: Fields[str, pa.Array]) -> dict[str, pa.Array] | None:
+    def _given_texts(self, cut: Cut) -> dict[str, pa.Array] | None:
         """The members as ``checked`` takes them; None where one is missing or of the wrong form."""
-        if not found.keys() >= _NEEDED:
+        names = set(cut.shape.names)
+        if not names >= _NEEDED or not cut.shape.numbers & self._words <= {"quantity"}:
             return None
-        lines = len(found[""])
+        nothing = pa.nulls(cut.lines, pa.string())
+        words = self._words - {"quantity", "timestamp"}
+        given = {name: cut.texts(name) if name in names else nothing for name in words}
         try:
-            given = {name: found[name] if name in found else pa.nulls(lines, pa.string()) for name in self._words}
-            given["quantity"] = found["quantity"].cast(_QUANTITY)
-            given["timestamp"] = found["timestamp"].cast(_TIME)
+            return given | {"quantity": cut.decimals("quantity"), "timestamp": cut.times("timestamp")}
         except pa.ArrowInvalid:
             return None
-        return given
+
+    def _cut(
+        self, piece: TextBlock, cut: Cut, given: dict[str, pa.Array]
+    ) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
+        """The events of lines that were cut."""
+        columns, good = self.checked(given)
+        lines, offsets = np.arange(cut.lines), cut.begins
+        batches: list[pa.RecordBatch] = []
+        if len(good):
+            places = [pa.array(lines[good] + piece.start.line + 1), pa.array(offsets[good] + piece.start.byte)]
+            batches.append(pa.RecordBatch.from_arrays([*places, *columns], schema=COLUMNS))
+        ends = np.append(offsets[1:], len(piece.data)) - 1
+        others = np.delete(lines, good)
+        return batches, [piece.line(int(line), int(offsets[line]), int(ends[line])) for line in others]
 
     def _parsed(self, block: TextBlock) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
         """The same by Arrow's JSON reader."""
@@ -263,17 +270,15 @@ class Bulk:
         tenant, known_tenant = self._tenants(given["tenant_id"])
         service, known_service = _known(given["service"], self._services.__contains__)
         length = pc.binary_length(event_id)
-        checks = [
-            known_tenant,
-            known_service,
-            pc.and_(pc.greater(length, 0), pc.less_equal(length, LONGEST_ID)),
-            pc.less(pc.abs(quantity), _MOST),
-            pc.and_(pc.greater_equal(time, self._start), pc.less_equal(time, self._latest)),
-            given["specversion"].is_null(),
-        ]
-        if pc.min(quantity).as_py() is not None and pc.less(pc.min(quantity), _ZERO).as_py():
+        checks = [known_tenant, known_service]
+        checks += _within(length, pa.scalar(1, length.type), pa.scalar(LONGEST_ID, length.type))
+        checks += _within(quantity, _LEAST, _MOST)
+        checks += _within(time, self._start, self._latest)
+        if given["specversion"].null_count < len(event_id):
+            checks.append(given["specversion"].is_null())
+        if negative := _within(quantity, _ZERO, _MOST):
             _, gives = _known(given["service"], self._takes_back)
-            checks.append(pc.or_(gives, pc.greater_equal(quantity, _ZERO)))
+            checks.append(pc.or_(gives, *negative))
         dimensions, told = self._dimension_sets(given, service)
         if told is not None:
             checks.append(told)
@@ -334,12 +339,6 @@ class Bulk:
         return values.dictionary_encode().cast(FEW), values.is_valid()
 
 
-def _line_at(block: TextBlock, number: int, offset: int) -> Line:
-    begin = offset - block.start.byte
-    end = block.data.find(b"\n", begin)
-    return block.line(number - block.start.line - 1, begin, end if end >= 0 else len(block.data))
-
-
 def _whole(characters: Bytes, starts: Numbers, ends: Numbers) -> npt.NDArray[np.bool_]:
     """Which lines begin with ``{`` and end with ``}``: no JSON value can go on from one such line into the next."""
     last = ends - 1
@@ -363,6 +362,18 @@ def _text(data: bytes, starts: Numbers, ends: Numbers, lines: Numbers) -> bytes:
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _within(column: pa.Array, least: pa.Scalar, most: pa.Scalar) -> list[pa.Array]:
+    """Whether each value is within bounds; nothing where the column's own bounds say that all are."""
+    span = pc.min_max(column)
+    if not column.null_count and len(column) and _is(span["min"], least) and _is(most, span["max"]):
+        return []
+    return [pc.and_(pc.greater_equal(column, least), pc.less_equal(column, most))]
+
+
+def _is(one: pa.Scalar, at_least: pa.Scalar) -> bool:
+    return bool(pc.greater_equal(one, at_least).as_py())
 
 
 def _known(column: pa.Array, test: Callable[[str], object]) -> tuple[pa.DictionaryArray, pa.Array]:

@@ -107,7 +107,7 @@ class Parquet:
                     sound, doubtful = _sound(rows)
                     yield ParquetBlock(sound, first, data, doubtful=doubtful)
                     first, data = first + rows.num_rows, b""
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise InputFault(

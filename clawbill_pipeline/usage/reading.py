@@ -163,7 +163,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.hours: dict[datetime, list[pa.RecordBatch]] = {}
-        self.tenants: set[str] = set()
+        self._named: list[pa.Array] = []
         self.aside: list[Entry] = []
         self.digest = hashlib.sha256()
         self.size = 0
@@ -175,6 +175,10 @@ class Batch:
     @property
     def lines(self) -> int:
         return self.event_lines + len(self.aside)
+
+    @property
+    def tenants(self) -> set[str]:
+        return set(pa.concat_arrays(self._named).unique().to_pylist()) if self._named else set()
 
     def add(self, part: _Part) -> None:
         self.digest.update(part.block.data)
@@ -189,7 +193,7 @@ class Batch:
         for batch in batches:
             self.events += batch.num_rows
             tenants = batch["tenant_id"]  # a dictionary, of which it need not use all
-            self.tenants.update(tenants.dictionary.take(tenants.indices.unique()).to_pylist())
+            self._named.append(tenants.dictionary.take(tenants.indices.unique()))
             for hour, events in by_hour(batch):
                 self.hours.setdefault(hour, []).append(events)
 

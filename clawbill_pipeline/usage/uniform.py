@@ -1,6 +1,6 @@
-"""JSON lines that one program wrote: members alike in name and order, so that quotation marks cut them into columns.
+"""JSON lines that one program wrote: members alike in name and order, so that they can be cut without being parsed.
 
-Nothing is parsed but the first line. Of every other one it is proven, in columns as well, that it says the same but
+Only a line in which a shape begins is looked at by itself. Of every other one it is proven that it says the same but
 for its values, and that these hold nothing which JSON would write in another way: so each value is just its bytes, and
 no digit of a number is lost. What can't be proven is left to a real parser.
 """
@@ -8,17 +8,20 @@ no digit of a number is lost. What can't be proven is left to a real parser.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from clawbill_pipeline.usage.cutting import Places, cut, decimals, gather, times
+
 Numbers = npt.NDArray[np.int64]
 
-_QUOTE = ord('"')
+DECIMAL = pa.decimal128(38, 12)
+TIME = pa.timestamp("us", tz="UTC")
+#: Bytes from here on are parts of longer characters.
+_ASCII = 128
 _MEMBER = re.compile(
     rb'[ \t]*"(?P<name>[^"\\\x00-\x1f]*)"[ \t]*:[ \t]*'
     rb'(?:(?P<text>"[^"\\]*")|(?P<number>-?\d[\d.]*)|true|false|null)[ \t]*[,}]'
@@ -29,11 +32,13 @@ _SPECIAL = frozenset({"specversion", "dimensions"})
 
 
 class Shape(NamedTuple):
-    """What all lines have in common: ``texts`` with a value between each and the next one; the last ends the line."""
+    """What lines have in common: ``texts`` with the value of one of ``names`` between each and the next one; the last
+    text ends the line. ``members`` are all names, of those too whose value is a part of the text: true, false, null."""
 
     texts: tuple[bytes, ...]
     names: tuple[str, ...]
     numbers: frozenset[str]
+    members: frozenset[str]
 
     @classmethod
     def of(cls, line: bytes) -> Shape | None:
@@ -64,95 +69,76 @@ class Shape(NamedTuple):
                 break
         texts.append(line[behind:])
         ended = line[at - 1 : at] == b"}" and line[at:] in (b"\n", b"\r\n")
-        if not ended or not names or _SPECIAL & {name.decode("utf-8", "replace") for name in seen}:
+        members = frozenset(name.decode("utf-8", "replace") for name in seen)
+        if not ended or not names or _SPECIAL & members:
             return None
-        return cls(tuple(texts), tuple(names), frozenset(numbers))
+        return cls(tuple(texts), tuple(names), frozenset(numbers), members)
 
 
-def columns(data: bytes, wanted: Collection[str], numbers: Collection[str]) -> Mapping[str, pa.Array] | None:
-    """``{name: values as strings}`` of ``wanted`` members in whole lines, and under ``""`` where each line begins.
-
-    None where some line differs in shape from the first one, or where a member is a number that isn't in ``numbers``.
-    """
-    shape = Shape.of(data[: data.find(b"\n") + 1])
-    if shape is None or b"\\" in data or not data.endswith(b"\n") or not shape.numbers & set(wanted) <= set(numbers):
-        return None
-    characters = np.frombuffer(data, np.uint8)
-    marks = np.flatnonzero(characters == _QUOTE)
-    counts = [text.count(b'"') for text in shape.texts]
-    if len(marks) % sum(counts):
-        return None
-    grid = marks.reshape(-1, sum(counts))
-    lines = len(grid)
-    # Where each text begins: its first quotation mark tells, for the last one the beginning of the next line.
-    firsts = np.cumsum([0, *counts])
-    begins = [grid[:, first] - text.find(b'"') for first, text in zip(firsts, shape.texts[:-1], strict=False)]
-    begins.append(np.append(begins[0][1:], len(data)) - len(shape.texts[-1]))
-    if begins[0][0] != 0 or not all(_all_are(data, at, text) for at, text in zip(begins, shape.texts, strict=True)):
-        return None
-    # Below 32 are ASCII's controls: none may stand in a value.
-    controls = sum(byte < 32 for text in shape.texts for byte in text)
-    if np.count_nonzero(characters < 32) != controls * lines or not _is_utf8(data):
-        return None
-    found = {"": pa.array(begins[0])}
-    for name, (begin, end), text in zip(shape.names, pairwise(begins), shape.texts, strict=False):
-        if name not in wanted and name not in shape.numbers:
-            continue
-        values = _between(data, begin + len(text), end)
-        if values is None or (name in shape.numbers and not _are_numbers(values)):
-            return None
-        found[name] = values
-    return found
+def cut_lines(data: bytes, at: int, shape: Shape | None, most: int) -> Cut | None:
+    """Lines of ``shape``, or else of the shape in which ``data[at:]`` begins; None where it begins in none."""
+    if shape is not None and (found := Cut(data, at, shape, most)).lines:
+        return found
+    own = Shape.of(data[at : data.find(b"\n", at) + 1])
+    return Cut(data, at, own, most) if own is not None and own != shape else None
 
 
-def _all_are(data: bytes, at: Numbers, text: bytes) -> bool:
-    """Whether ``text`` stands in ``data`` at each place."""
-    if at[0] < 0 or at[-1] + len(text) > len(data):
-        return False
-    every = np.ndarray((len(data) - len(text) + 1,), f"V{len(text)}", data, strides=(1,))
-    return every[at].tobytes() == text * len(at)
+class Cut:
+    """Lines of one shape, from ``at`` to ``end`` of ``data``, and where in it each value lies."""
+
+    def __init__(self, data: bytes, at: int, shape: Shape, most: int) -> None:
+        """Takes lines from ``data[at:]`` on, up to ``most`` of them, until one has another shape."""
+        text = b"".join(shape.texts)
+        is_number = np.array([name in shape.numbers for name in shape.names])
+        self.shape, self._start = shape, at
+        self._data = np.frombuffer(data, np.uint8, data.rfind(b"\n") + 1)
+        self._begins = np.empty((len(shape.names), most), np.int32)
+        self._ends = np.empty((len(shape.names), most), np.int32)
+        text_ends = np.cumsum([len(part) for part in shape.texts])
+        self.lines: int
+        self.end: int
+        self.lines, self.end, bits = cut(
+            self._data, at, np.frombuffer(text, np.uint8), text_ends, is_number, self._begins, self._ends
+        )
+        if not (bits < _ASCII and text.isascii()) and not _is_utf8(data[at : self.end]):
+            self.lines = 0
+
+    @property
+    def begins(self) -> Numbers:
+        """Where each line begins, counted from the first one."""
+        return self._begins[0, : self.lines].astype(np.int64) - len(self.shape.texts[0]) - self._start
+
+    def texts(self, name: str) -> pa.StringArray:
+        """The values of a member as they stand."""
+        begins, ends = self._places(name)
+        offsets = np.zeros(self.lines + 1, np.int32)
+        np.cumsum(ends - begins, out=offsets[1:])
+        values = np.empty(offsets[-1], np.uint8)
+        gather(self._data, begins, offsets, values)
+        return pa.Array.from_buffers(pa.string(), self.lines, [None, pa.py_buffer(offsets), pa.py_buffer(values)])
+
+    def decimals(self, name: str) -> pa.Array:
+        """The values of a member as exact decimals. Raises ArrowInvalid where one is none, or has more places."""
+        limbs = np.empty((self.lines, 2), np.uint64)
+        if decimals(self._data, *self._places(name), limbs):
+            return pa.Array.from_buffers(DECIMAL, self.lines, [None, pa.py_buffer(limbs)])
+        return self.texts(name).cast(DECIMAL)
+
+    def times(self, name: str) -> pa.Array:
+        """The values of a member as times, to the microsecond or nanosecond. Raises ArrowInvalid where one is none."""
+        microseconds = np.empty(self.lines, np.int64)
+        if times(self._data, *self._places(name), microseconds):
+            return pa.Array.from_buffers(TIME, self.lines, [None, pa.py_buffer(microseconds)])
+        return self.texts(name).cast(pa.timestamp("ns", tz="UTC"))
+
+    def _places(self, name: str) -> tuple[Places, Places]:
+        member = self.shape.names.index(name)
+        return self._begins[member, : self.lines], self._ends[member, : self.lines]
 
 
 def _is_utf8(data: bytes) -> bool:
-    if data.isascii():
-        return True
     try:
         data.decode()
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _between(data: bytes, begin: Numbers, end: Numbers) -> pa.StringArray | None:
-    if (end < begin).any():
-        return None
-    offsets = np.empty(2 * len(begin) + 1, np.int32)
-    offsets[:-1:2], offsets[1::2], offsets[-1] = begin, end, len(data)
-    # Every other string is a value; what lies between two values is a string, too.
-    cut = pa.Array.from_buffers(pa.string(), 2 * len(begin), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-    return cut.take(pa.array(np.arange(0, 2 * len(begin), 2, dtype=np.int32)))
-
-
-def _are_numbers(values: pa.StringArray) -> bool:
-    """Whether all are JSON numbers without an exponent."""
-    _, offsets, text = values.buffers()
-    ends = np.frombuffer(offsets, np.int32, len(values) + 1)
-    begins, ends = ends[:-1], ends[1:]
-    if text is None or (begins == ends).any():
-        return False
-    characters = np.frombuffer(text, np.uint8)[: ends[-1]]
-    negative = characters[begins] == ord("-")
-    first = begins + negative
-    if (first == ends).any():
-        return False
-    digits = (characters >= ord("0")) & (characters <= ord("9"))
-    points = np.flatnonzero(characters == ord("."))
-    zero = (characters[first] == ord("0")) & (first + 1 < ends)
-    return bool(
-        digits[first].all()
-        and digits[ends - 1].all()
-        and np.count_nonzero(digits) + len(points) + np.count_nonzero(negative) == len(characters)
-        and (characters[first[zero] + 1] == ord(".")).all()
-        # No two points in one value.
-        and len(np.unique(np.searchsorted(ends, points, side="right"))) == len(points)
-    )
