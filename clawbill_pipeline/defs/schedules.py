@@ -6,17 +6,25 @@ import dagster as dg
 
 from clawbill_pipeline.defs.environment import catalog_at_load
 from clawbill_pipeline.defs.jobs import day_report, hourly_billing, open_matters, reconciliation, stripe_sweep
-from clawbill_pipeline.defs.partitions import periods
+from clawbill_pipeline.defs.partitions import hours, periods
+from clawbill_pipeline.defs.shards import runs_of_hour
 
 _lag = int(catalog_at_load().calendar.metering_lag.total_seconds() // 60)
 
-hourly = dg.build_schedule_from_partitioned_job(
-    hourly_billing,
-    name="hourly",
-    minute_of_hour=min(_lag, 59),
-    description="Bills the hour that ended, once the calendar's metering lag has passed.",
+
+@dg.schedule(
+    job=hourly_billing, cron_schedule=f"{min(_lag, 59)} * * * *", name="hourly",
+    description="Bills the hour that ended, once the calendar's metering lag has passed: one run, or one a shard.",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-)
+)  # fmt: skip
+def hourly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """The run key names the hour, so that a tick that is evaluated twice asks for nothing new."""
+    with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
+        key = hours.get_last_partition_key()
+    if key is None:
+        yield dg.SkipReason("The first hour of the catalogue is not over yet.")
+    else:
+        yield from runs_of_hour(catalog_at_load(), key, key)
 
 
 @dg.schedule(

@@ -18,6 +18,8 @@ from sqlalchemy import Connection, text
 
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock_key
+from clawbill_pipeline.ledger.sharding import Shard, in_share, share_of
+from clawbill_pipeline.ledger.turns import holders, named
 
 Lane = tuple[str, str]
 
@@ -85,38 +87,45 @@ class Claims:
         mine = {row.key for row in got if row.taken}
         return [lane for lane, key in zip(lanes, keys, strict=True) if key in mine]
 
+    def holders(self, lanes: Iterable[Lane]) -> frozenset[str]:
+        """Who holds those of ``lanes`` that somebody else does."""
+        return holders(self._connection, [lock_key("lane", *lane) for lane in lanes])
+
     def release(self, lanes: Iterable[Lane]) -> None:
         self._connection.execute(_RELEASE, {"keys": [lock_key("lane", *lane) for lane in lanes]})
 
 
 _TAKE = text("SELECT key, pg_try_advisory_lock(key) AS taken FROM unnest(CAST(:keys AS bigint[])) AS keys (key)")
+_NAMED = text("SELECT set_config('application_name', :name, false)")
 _RELEASE = text("SELECT pg_advisory_unlock(key) FROM unnest(CAST(:keys AS bigint[])) AS keys (key)")
 
 
 @contextmanager
-def claiming(ledger: Ledger) -> Iterator[Claims]:
-    """A session of its own that holds lanes; on the way out it is closed, and all of them are free."""
+def claiming(ledger: Ledger, run_id: str) -> Iterator[Claims]:
+    """A session of the run's own that holds lanes; on the way out it is closed, and all of them are free."""
     with ledger.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         try:
+            connection.execute(_NAMED, {"name": named(run_id)})
             yield Claims(connection)
         finally:
             # Not back to the pool: a session that still holds a lock would keep it.
             connection.invalidate()
 
 
-def due_lanes(ledger: Ledger, now: datetime) -> list[Lane]:
-    """Lanes with a record that is due, longest waiting first."""
+def due_lanes(ledger: Ledger, now: datetime, shard: Shard | None = None) -> list[Lane]:
+    """Lanes with a record that is due, of the shard's tenants or of all, longest waiting first."""
     with ledger.transaction() as connection:
-        return [(row.customer_id, row.meter) for row in connection.execute(_DUE_LANES, {"now": now})]
+        given = {"now": now, **share_of(connection, shard).parameters}
+        return [(row.customer_id, row.meter) for row in connection.execute(_DUE_LANES, given)]
 
 
-_DUE_LANES = text("""
+_DUE_LANES = text(f"""
 SELECT customer_id, meter FROM usage_records
 WHERE state <> 'delivered' AND state IN ('planned', 'sending', 'unknown') AND parked IS NULL
-  AND (next_attempt_at IS NULL OR next_attempt_at <= :now)
+  AND (next_attempt_at IS NULL OR next_attempt_at <= :now) AND {in_share("tenant_id")}
 GROUP BY customer_id, meter ORDER BY min(window_start), customer_id, meter
-""")
+""")  # noqa: S608 - of constants
 
 
 def open_rows(ledger: Ledger, lanes: Sequence[Lane]) -> dict[Lane, list[OutboxRow]]:

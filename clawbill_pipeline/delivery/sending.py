@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,10 @@ from clawbill_pipeline.delivery.outbox import (
 )
 from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.sharding import Shard
 from clawbill_pipeline.ledger.tallies import Tally, add_tally
+from clawbill_pipeline.ledger.turns import said as named
+from clawbill_pipeline.ledger.turns import tell
 from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
@@ -62,6 +66,8 @@ IDENTIFIER_LIFE = timedelta(hours=24) - timedelta(minutes=5)
 _LONGEST_WAIT = 60.0
 _LANES_AT_ONCE = 100
 _FLUSH_SECONDS = 0.1
+#: How often a customer's meter that another delivery has in hand is asked for again, and how long at most.
+_BUSY_SECONDS, _BUSY_AT_MOST = 0.25, 600.0
 
 Clock = Callable[[], datetime]
 
@@ -86,13 +92,23 @@ class Delivered:
     rate_limited: int = 0
     #: Delivered before, and rejected by Stripe since: a 200 is not the end.
     rejected_later: int = 0
+    #: Customers' meters that another delivery still had in hand in the end: theirs to send, or the next one's.
+    busy: int = 0
     #: Why the delivery ended early, or None.
     stopped: str | None = None
+    #: Runs that were sending for the same customers.
+    waited_for: str | None = None
 
     @property
     def checks(self) -> tuple[Check, ...]:
         settled = not (
-            self.rejected or self.rejected_later or self.unknown or self.waiting or self.parked or self.stopped
+            self.rejected
+            or self.rejected_later
+            or self.unknown
+            or self.waiting
+            or self.busy
+            or self.parked
+            or self.stopped
         )
         return (
             Check(
@@ -123,18 +139,21 @@ def deliver(
     now: Clock,
     run_id: str,
     customers: Collection[str] | None = None,
+    shard: Shard | None = None,
     backoff: Backoff = Backoff(),  # noqa: B008 -- immutable
 ) -> Delivered:
-    """Sends every record of the outbox that is due, once, or of ``customers`` alone, and says what became of each.
+    """Sends every record of the outbox that is due, once, or of ``customers`` or ``shard`` alone, and says what became
+    of each.
 
-    Several deliveries at once share the work: none sends a customer's meter while another one does. One customer's
+    Several deliveries at once share the work: none sends a customer's meter while another one does, but waits, and then
+    sends what the other one had not seen. One customer's
     failure leaves everyone else's records flowing. Raises LedgerError when the database is away, SettingsError for a
     live key not allowed.
     """
     refuse_live(api.key, live_allowed=catalog.live)
     rejected_later = take_rejections(ledger, now())
-    with claiming(ledger) as claims:
-        work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff, customers)
+    with claiming(ledger, run_id) as claims:
+        work = _Delivery(ledger, catalog, api, claims, now, run_id, backoff, customers, shard)
         asyncio.run(work.run())
     with ledger.transaction() as connection:
         add_tally(connection, _watched(work.counts))
@@ -249,13 +268,16 @@ class _Delivery:
     run_id: str
     backoff: Backoff
     customers: Collection[str] | None = None
+    shard: Shard | None = None
+    busy: int = 0
+    waited: frozenset[str] = frozenset()
     counts: Counter[str] = field(default_factory=Counter)
     stopped: str | None = None
     _moves: list[Move] = field(default_factory=list)
     _done: list[Lane] = field(default_factory=list)
 
     def result(self) -> Delivered:
-        return Delivered(**self.counts, stopped=self.stopped)
+        return Delivered(**self.counts, stopped=self.stopped, busy=self.busy, waited_for=named(self.waited))
 
     async def run(self) -> None:
         self._bucket = TokenBucket(self.catalog.delivery.calls_per_second)
@@ -283,24 +305,48 @@ class _Delivery:
             finished.set()
 
     async def _feed(self, workers: int) -> None:
-        lanes = await asyncio.to_thread(due_lanes, self.ledger, self.now())
-        if self.customers is not None:
-            lanes = [lane for lane in lanes if lane[0] in self.customers]
+        lanes = await asyncio.to_thread(self._due)
+        since = time.monotonic()
+        while lanes:
+            if not (busy := await self._feed_lanes(lanes)):
+                break
+            if not self.waited:
+                async with self._claiming:
+                    self.waited = await asyncio.to_thread(self.claims.holders, busy)
+                tell(self.waited, "delivery")
+            if time.monotonic() - since > _BUSY_AT_MOST:
+                self.busy = len(busy)
+                break
+            await asyncio.sleep(_BUSY_SECONDS)
+            due = set(await asyncio.to_thread(self._due))
+            lanes = [lane for lane in busy if lane in due]
+        for _ in range(workers):
+            await self._turns.put(None)
+
+    def _due(self) -> list[Lane]:
+        lanes = due_lanes(self.ledger, self.now(), self.shard)
+        return [lane for lane in lanes if self.customers is None or lane[0] in self.customers]
+
+    async def _feed_lanes(self, lanes: list[Lane]) -> list[Lane]:
+        """Hands the lanes that are free to the workers; returns those that others hold."""
+        busy: list[Lane] = []
         for start in range(0, len(lanes), _LANES_AT_ONCE):
+            wanted = lanes[start : start + _LANES_AT_ONCE]
             async with self._claiming:
-                turns, moves = await asyncio.to_thread(self._claim, lanes[start : start + _LANES_AT_ONCE])
+                taken = await asyncio.to_thread(self.claims.take, wanted)
+                turns, moves = await asyncio.to_thread(self._prepare, taken)
+            busy += set(wanted).difference(taken)
             for move in moves:
                 self._settle(move)
             for turn in together(turns):
                 await self._turns.put(turn)
-        for _ in range(workers):
-            await self._turns.put(None)
+        return busy
 
-    def _claim(self, lanes: list[Lane]) -> tuple[list[_Turn], list[Move]]:
-        """Takes free lanes, reads what they hold now, and commits that it is being sent; also what can't be sent."""
+    def _prepare(self, lanes: list[Lane]) -> tuple[list[_Turn], list[Move]]:
+        """Reads what lanes of ours hold now, and commits that it is being sent; also what can't be sent."""
         now = self.now()
         turns, moves = [], []
-        for lane, rows in open_rows(self.ledger, self.claims.take(lanes)).items():
+        for lane, rows in open_rows(self.ledger, lanes).items():
             due = []
             for row in sendable(rows, now):
                 if (move := hindrance(row, now)) is not None:

@@ -59,14 +59,22 @@ def turn(
     except OperationalError as error:
         if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise
-        waited = frozenset(connection.scalars(_HOLDERS, given))
-        log.info(
-            "another run is at the same work: waiting for it",
-            extra={"fields": {"work": work, "held_by": sorted(waited)}},
-        )
+        waited = holders(connection, keys, beside)
+        tell(waited, work)
         connection.execute(_SHARE, given)
         connection.execute(_HOLD, given)
     return waited
+
+
+def holders(connection: Connection, keys: Sequence[int], beside: Sequence[int] = ()) -> frozenset[str]:
+    """Whose sessions hold locks of ``keys``, or hold those of ``beside`` alone."""
+    return frozenset(connection.scalars(_HOLDERS, {"keys": list(keys), "beside": list(beside)}))
+
+
+def tell(waited: frozenset[str], work: str) -> None:
+    """Says in the log who is waited for."""
+    about = {"work": work, "held_by": sorted(waited)}
+    log.info("another run is at the same work: waiting for it", extra={"fields": about})
 
 
 def named(run_id: str) -> str:

@@ -7,6 +7,7 @@ from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.usage_events import usage_events
 from clawbill_pipeline.defs.partitions import hours, hours_of
 from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.defs.shards import shard_of
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.metering import meter
@@ -35,8 +36,12 @@ def metered_usage(
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
 ) -> dg.MaterializeResult:
-    """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision."""
-    result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=context.run.run_id)
-    closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=context.run.run_id)
+    """One row a tenant, service, dimension set and hour; a change of an hour already metered is a new revision.
+
+    A run with the tag `clawbill/shard` has its tenants alone; the hour is metered once no shard is awaited.
+    """
+    shard, run_id = shard_of(context), context.run.run_id
+    result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=run_id, shard=shard)
+    closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=run_id, shard=shard)
     watched = watch_volumes(ledger, catalog, **hours_of(context))
     return materialized(result, watched, rows=result.rows, closed_hours=len(closing))

@@ -7,6 +7,7 @@ from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.assets.metered_usage import metered_usage
 from clawbill_pipeline.defs.partitions import hours, hours_of
 from clawbill_pipeline.defs.presentation import DATA, FINANCE, check, materialized, specs, table
+from clawbill_pipeline.defs.shards import shard_of
 from clawbill_pipeline.ledger import Ledger, tables
 from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.rating.station import rate
@@ -37,5 +38,6 @@ def rated_usage(
 
     A row that OpenClaw can't rate now stays due and is in `rating_failures`; everybody else is billed.
     """
-    result = rate(ledger, catalog, openclaw, **hours_of(context), now=clock(), run_id=context.run.run_id)
+    shard, run_id = shard_of(context), context.run.run_id
+    result = rate(ledger, catalog, openclaw, **hours_of(context), now=clock(), run_id=run_id, shard=shard)
     return materialized(result, rows=result.booked)

@@ -8,6 +8,7 @@ from clawbill_pipeline.defs.assets.rated_usage import rated_usage
 from clawbill_pipeline.defs.assets.stripe_setup import stripe_setup
 from clawbill_pipeline.defs.partitions import hours, hours_of
 from clawbill_pipeline.defs.presentation import DATA, check, materialized, specs, table
+from clawbill_pipeline.defs.shards import shard_of
 from clawbill_pipeline.delivery.operations import counts
 from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.delivery.sending import deliver
@@ -43,6 +44,7 @@ def stripe_usage_records(
     """
     window = hours_of(context)
     billed = window["start"], window["end"]
-    planned = plan(ledger, catalog, hours=billed, now=clock(), run_id=context.run.run_id)
-    delivered = deliver(ledger, catalog, stripe, now=clock, run_id=context.run.run_id)
+    shard, run_id = shard_of(context), context.run.run_id
+    planned = plan(ledger, catalog, hours=billed, now=clock(), run_id=run_id, shard=shard)
+    delivered = deliver(ledger, catalog, stripe, now=clock, run_id=run_id, shard=shard)
     return materialized(planned, delivered, rows=planned.records, outbox=counts(ledger, billed))

@@ -9,6 +9,7 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.clock import Clock
 from clawbill_pipeline.defs.jobs import late_billing
 from clawbill_pipeline.defs.partitions import hours_before
+from clawbill_pipeline.defs.shards import runs_of_hour
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.metering import late_hours
 
@@ -25,7 +26,7 @@ def late_usage(
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run an hour that late usage touched or that no schedule ran for; a further landing is a further run."""
+    """One run, or one a shard, an hour that late usage touched or that no schedule ran for; with each landing anew."""
     now = clock()
     # The schedule has its turn first: an hour counts as missed two hours after it should have run.
     missed = now - catalog.calendar.metering_lag - timedelta(hours=3)
@@ -34,4 +35,4 @@ def late_usage(
         yield dg.SkipReason("Every hour that logs have landed for is metered with all of them.")
     for hour, landings in late:
         key = hours_before(hour)
-        yield dg.RunRequest(run_key=f"{key}-{landings}", partition_key=key)
+        yield from runs_of_hour(catalog, key, f"{key}-{landings}")

@@ -1,0 +1,89 @@
+"""Which runs an hour takes: one, or one a shard with its tag and its run key. What a shard does is in metering/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.definitions import build_definitions, defs
+from clawbill_pipeline.defs import schedules
+from clawbill_pipeline.defs.sensors.late_usage import late_usage
+from clawbill_pipeline_tests.metering.world import NOW, START, World, catalogue, event, world
+
+SHARDED = "metering: {shards: 3}"
+TENANTS = ("acme", "globex", "kathmandu")
+
+
+@pytest.fixture
+def place(tmp_path: Path, ledger_url: str) -> Iterator[World]:
+    with world(tmp_path, ledger_url) as made:
+        yield made
+
+
+def asked_by_schedule(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> list[dg.RunRequest]:
+    monkeypatch.setattr(schedules, "catalog_at_load", lambda: catalog)
+    at = datetime(2026, 11, 22, 14, 10, tzinfo=UTC)
+    with dg.build_schedule_context(scheduled_execution_time=at, repository_def=defs.get_repository_def()) as context:
+        return list(schedules.hourly.evaluate_tick(context).run_requests or ())
+
+
+def test_the_schedule_asks_for_the_hour_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = asked_by_schedule(catalogue(), monkeypatch)
+    assert (run.run_key, run.partition_key) == ("2026-11-22-13:00", "2026-11-22-13:00")
+    assert "clawbill/shard" not in run.tags
+
+
+def test_the_schedule_asks_for_a_run_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = asked_by_schedule(catalogue(SHARDED), monkeypatch)
+    assert {run.partition_key for run in runs} == {"2026-11-22-13:00"}
+    assert [run.tags["clawbill/shard"] for run in runs] == ["1/3", "2/3", "3/3"]
+    assert [run.run_key for run in runs] == [f"2026-11-22-13:00-{number}-of-3" for number in (1, 2, 3)]
+
+
+def test_late_usage_asks_for_a_run_a_shard(place: World) -> None:
+    place.land([event("1")])
+    place.meter()
+    place.land([event("2")])
+    resources = {"ledger": place.ledger, "clock": lambda: NOW, "catalog": catalogue(SHARDED)}
+    with dg.build_sensor_context(resources=resources, definitions=defs) as context:
+        runs = list(late_usage.evaluate_tick(context).run_requests or ())
+    assert [run.tags["clawbill/shard"] for run in runs] == ["1/3", "2/3", "3/3"]
+    assert len({run.run_key for run in runs}) == 3
+
+
+def materialized(place: World, **tags: str) -> dg.ExecuteInProcessResult:
+    resources: dict[str, Any] = {"ledger": place.ledger, "lake": place.lake, "catalog": place.catalog}
+    return build_definitions(resources | {"clock": lambda: NOW}).resolve_job_def("late_billing").execute_in_process(
+        asset_selection=[dg.AssetKey("metered_usage")],
+        partition_key=f"{START:%Y-%m-%d-%H:%M}",
+        tags=tags,
+        raise_on_error=False,
+    )  # fmt: skip
+
+
+def shown(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    (made,) = result.asset_materializations_for_node("metered_usage")
+    return {name: value.value for name, value in made.metadata.items()}
+
+
+def test_a_run_does_the_share_that_its_tag_says_and_tells_what_is_still_awaited(place: World) -> None:
+    place.land([event(f"x-{tenant}", tenant_id=tenant) for tenant in TENANTS])
+    first = shown(materialized(place, **{"clawbill/shard": "1/2"}))
+    assert (first["shard"], first["awaited_shards"]) == ("1/2", [2])
+    second = shown(materialized(place, **{"clawbill/shard": "2/2"}))
+    assert second["awaited_shards"] == []
+    assert first["events"] + second["events"] == len(TENANTS)
+    assert "shard" not in shown(materialized(place))
+
+
+def test_a_tag_that_names_no_shard_fails_the_run_and_says_why(place: World) -> None:
+    result = materialized(place, **{"clawbill/shard": "5/4"})
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    data: Any = failure.event_specific_data
+    assert "clawbill/shard: 5/4 is no shard: write 2/4" in data.user_failure_data.description
