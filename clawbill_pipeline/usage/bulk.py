@@ -20,7 +20,7 @@ import pyarrow.json as pj
 
 from clawbill_pipeline.catalog.names import dimension_set
 from clawbill_pipeline.catalog.periods import utc_hour
-from clawbill_pipeline.catalog.sources import Mapping
+from clawbill_pipeline.catalog.sources import Mapping, Value
 from clawbill_pipeline.money import EXACT, SCALE
 from clawbill_pipeline.usage import text
 from clawbill_pipeline.usage.events import LONGEST_DIMENSION, LONGEST_ID, MOST, TENANT, Judge
@@ -114,37 +114,23 @@ class Bulk:
 
     def _given(self, rows: pa.RecordBatch, mapping: Mapping) -> dict[str, pa.Array] | None:
         (measure, *more) = mapping.usage
-        named = {
-            "event_id": mapping.event_id,
-            "tenant_id": mapping.tenant_id,
-            "service": measure.service,
-            "timestamp": mapping.timestamp,
-            "quantity": measure.quantity,
-        }
-        simple = not more and measure.quantity.scale == 1 and mapping.timestamp.is_plain
-        fields = {name: value.field for name, value in (named | dict(mapping.dimensions)).items() if value is not None}
-        if not simple or len(fields) < len(named) or not set(fields.values()) <= set(rows.schema.names):
+        if more or measure.quantity.scale != 1 or not mapping.timestamp.is_plain or mapping.event_id is None:
             return None
-        given = {name: rows[field] for name, field in fields.items()}
-        given |= {
-            name: pa.nulls(rows.num_rows, pa.string()) for name in {*self._dimensions, "specversion"} - given.keys()
-        }
-        kinds = {name: array.type for name, array in given.items()}
-        quantity, time = kinds.pop("quantity"), kinds.pop("timestamp")
-        if not (pa.types.is_decimal(quantity) or pa.types.is_integer(quantity)) or not pa.types.is_timestamp(time):
-            return None
-        if any(not pa.types.is_string(kind) and not pa.types.is_large_string(kind) for kind in kinds.values()):
-            return None
+        words = {"event_id": mapping.event_id, "tenant_id": mapping.tenant_id, "service": measure.service}
+        nothing = pa.nulls(rows.num_rows, pa.string())
         try:
-            given = {name: given[name].cast(pa.string()) for name in kinds} | {
-                "quantity": given["quantity"].cast(_QUANTITY),
-                "timestamp": given["timestamp"],
-            }
-            if any(pc.any(pc.match_substring(given[name], "\0")).as_py() for name in ("event_id", *self._dimensions)):
+            given = {name: _texts(rows, value) for name, value in (words | dict(mapping.dimensions)).items()}
+            time, quantity = (_column(rows, value) for value in (mapping.timestamp, measure.quantity))
+            if not pa.types.is_timestamp(time.type):
                 return None
-        except pa.ArrowInvalid:
+            if not pa.types.is_decimal(quantity.type) and not pa.types.is_integer(quantity.type):
+                return None
+            given |= {"timestamp": time, "quantity": quantity.cast(_QUANTITY)}
+        except (KeyError, pa.ArrowInvalid):
             return None
-        return given
+        if any(_has_nul(given[name]) for name in given.keys() & {"event_id", *self._dimensions}):
+            return None
+        return given | dict.fromkeys({*self._dimensions, "specversion"} - given.keys(), nothing)
 
     def json_lines(self, block: TextBlock) -> tuple[list[pa.RecordBatch], Iterable[Line]]:
         """``(events as batches of COLUMNS, lines that are left over)`` of a block of whole lines."""
@@ -263,7 +249,8 @@ class Bulk:
     def checked(self, given: dict[str, pa.Array]) -> tuple[list[pa.Array], Numbers]:
         """``(columns without places of those that are usage events beyond doubt, which of them these are)``.
 
-        ``given`` has event_id, tenant_id, service, quantity, timestamp, specversion and all ``dimensions``.
+        ``given`` has event_id, tenant_id, service, quantity, timestamp, specversion and all ``dimensions``; texts but
+        event_id may be dictionaries.
         """
         event_id, quantity = given["event_id"], given["quantity"]
         time = given["timestamp"].cast(pa.timestamp("us", tz="UTC"), safe=False)
@@ -297,7 +284,10 @@ class Bulk:
     def _tenants(self, column: pa.Array) -> tuple[pa.DictionaryArray, pa.Array]:
         """``(tenants as dictionary, whether each may be one)``. Most are the catalogue's, and need no look."""
         if len(self._catalogue) < len(column):
-            indices = pc.index_in(column, self._catalogue)
+            if pa.types.is_dictionary(column.type):
+                indices = pc.index_in(column.dictionary, self._catalogue).take(column.indices)
+            else:
+                indices = pc.index_in(column, self._catalogue)
             if not indices.null_count:
                 return pa.DictionaryArray.from_arrays(indices, self._catalogue), indices.is_valid()
         return _known(column, TENANT.fullmatch)
@@ -358,6 +348,27 @@ def _text(data: bytes, starts: Numbers, ends: Numbers, lines: Numbers) -> bytes:
     if last - first + 1 == len(lines):
         return data[starts[first] : ends[last] + 1]
     return b"\n".join(data[starts[line] : ends[line]] for line in lines)
+
+
+def _column(rows: pa.RecordBatch, value: Value) -> pa.Array:
+    """What the rows say where ``value`` tells. Raises KeyError where they have no such column, or several of them."""
+    return repeated(value.constant or "", rows.num_rows) if value.field is None else rows[value.field]
+
+
+def _texts(rows: pa.RecordBatch, value: Value) -> pa.Array:
+    """The same as texts, or as a dictionary of texts. Raises KeyError, or ArrowInvalid where they are none."""
+    column = _column(rows, value)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.string())
+    if column.type.equals(FEW):
+        return column
+    raise pa.ArrowInvalid(f"{column.type} is no text")
+
+
+def _has_nul(texts: pa.Array) -> bool:
+    """Whether a NUL byte is among the texts; where they are a part of more texts, in those."""
+    values = (texts.dictionary if pa.types.is_dictionary(texts.type) else texts).buffers()[2]
+    return values is not None and b"\0" in values.to_pybytes()
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -15,6 +15,7 @@ from clawbill_pipeline.catalog.sources import (
     JsonLines,
     LiteLlm,
     LiteLlmTable,
+    Mapping,
     OpenClawFleet,
     Source,
     SqlTable,
@@ -86,12 +87,19 @@ def _file(source: FileSource, stored: Stored) -> Input:
     return Text(stored, format, read_again=again)
 
 
+def _repeating(mapping: Mapping) -> list[str]:
+    """Fields whose values are few and come again."""
+    values = [mapping.tenant_id, *(measure.service for measure in mapping.usage), *mapping.dimensions.values()]
+    unique = mapping.event_id.field if mapping.event_id else None
+    return [value.field for value in values if value.field and value.field != unique]
+
+
 def _mapped_file(source: Files | LiteLlm, stored: Stored, again: bool) -> Input:
     kind = source.format if isinstance(source, Files) else "auto"
     if kind == "auto":
         kind = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}.get(stored.name.rpartition(".")[2], "json")  # type: ignore[assignment]
     if kind == "parquet":
-        return Parquet(stored, Mapped(source.mapping, stored.uri))
+        return Parquet(stored, Mapped(source.mapping, stored.uri), _repeating(source.mapping))
     if kind == "json":
         return Text(stored, Mapped(source.mapping, stored.uri), read_again=again)
     file = Text(stored, Mapped(source.mapping, stored.uri), json=False, read_again=again)

@@ -191,6 +191,27 @@ def test_parquet_rows_of_nothing_are_passed_over(place, monkeypatch, fast):
     assert quantities(place.events()) == {"e": 2}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_parquet_with_constants_and_columns_that_are_dictionaries(place, monkeypatch, fast):
+    if not fast:
+        monkeypatch.setattr(bulk.Bulk, "_given", lambda *_: None)
+    else:
+        monkeypatch.setattr(parquet.ParquetBlock, "part", lambda _, rows: (1 / 0 for _ in rows))
+    constant = {"model": {"constant": "m"}, "provider": {"constant": "p"}}
+    usage = [{"service": {"constant": "tokens.input"}, "quantity": "much"}]
+    place.sources = files("*.parquet", mapping={**PLAIN, "dimensions": constant, "usage": usage})
+    write(place.logs / "a.parquet", parquet_rows(), **EXACT, who=pa.dictionary(pa.int8(), pa.string()))
+    assert place.land().events == 9  # a quantity of zero is no usage
+    told = {(event["tenant_id"], event["service"], event["dimensions"]) for event in place.events()}
+    assert told == {("acme", "tokens.input", "p/m")}
+
+
+def test_a_parquet_column_of_numbers_names_tenants_by_their_digits(place):
+    place.sources = files("*.parquet")
+    write(place.logs / "a.parquet", [{**each, "who": 5} for each in parquet_rows(2)], **EXACT)
+    assert (place.land().events, {event["tenant_id"] for event in place.events()}) == (2, {"5"})
+
+
 def test_parquet_doubles_are_taken_only_where_their_digits_are_sure(place):
     place.sources = files("*.parquet")
     at = datetime(2026, 11, 22, tzinfo=UTC)
