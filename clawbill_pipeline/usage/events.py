@@ -33,6 +33,16 @@ class Fault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """The values of a member that a record has more than once: nobody knows which one counts, so nobody may need it."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.values))
+
+
+@dataclass(frozen=True, slots=True)
 class Claims:
     """What a record says, unchecked; None where it says nothing. ``fields`` are the record's own names of these."""
 
@@ -155,15 +165,18 @@ class Judge:
         return time
 
 
-def _missing(name: str) -> Fault:
-    return Fault("missing_field", name, f"the record has no {name!r}; add it")
+def _need(value: Any, name: str) -> None:
+    """Raises Fault for what is not there, or there more than once."""
+    if value is None or value == "":
+        raise Fault("missing_field", name, f"the record has no {name!r}; add it")
+    if isinstance(value, Repeated):
+        raise Fault("ambiguous", name, f"{name!r} is in the record twice; nobody knows which one counts")
 
 
 def _text(value: Any, name: str, longest: int) -> str:
-    if value is None or value == "":
-        raise _missing(name)
-    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() and abs(value) < LIMIT:
-        value = plain(value)
+    _need(value, name)
+    if isinstance(value, Decimal) and value.is_finite() and value.copy_abs() < LIMIT:
+        value = plain(value) if value == value.to_integral_value() else value
     if not isinstance(value, str):
         raise Fault("not_text", name, f"{name!r} must be a string, not {_kind(value)}")
     if len(value) > longest:
@@ -202,7 +215,8 @@ def _word(value: Any, name: str) -> str | None:
     """A dimension's value as text; None for none."""
     if isinstance(value, bool):
         value = str(value).lower()
-    if isinstance(value, Decimal) and value.is_finite():
+    # Written out, a number of a large exponent would fill the memory.
+    if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) <= LONGEST_DIMENSION:
         value = plain(value)
     return None if value is None or value == "" else _text(value, name, LONGEST_DIMENSION)
 
@@ -240,8 +254,7 @@ def witnessed(value: Any) -> Decimal | None:
 
 def number(value: Any, name: str) -> Decimal:
     """The exact number in a JSON number (as Decimal) or a decimal string, of any size. Raises Fault; never rounds."""
-    if value is None or value == "":
-        raise _missing(name)
+    _need(value, name)
     if isinstance(value, str):
         if _NOT_FINITE.fullmatch(value):
             value = Decimal("NaN")
@@ -270,8 +283,7 @@ def instant(value: Any, name: str) -> datetime:
 
     Digits beyond microseconds are cut, so that an event never moves into the next hour.
     """
-    if value is None or value == "":
-        raise _missing(name)
+    _need(value, name)
     try:
         if isinstance(value, str) and _TIME.fullmatch(value):
             time = datetime.fromisoformat(value.upper())

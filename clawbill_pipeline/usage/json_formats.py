@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from decimal import Decimal
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from clawbill_pipeline.usage.events import Claims, Fault
+from clawbill_pipeline.usage.events import Claims, Fault, Repeated
 from clawbill_pipeline.usage.inputs import Line
 
 
-def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+def _leniently(members: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(members)
     if len(record) < len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Fault("ambiguous", "line", f"{twice[:80]!r} is in the record twice; nobody knows which one counts")
+        told: dict[str, list[Any]] = {}
+        for name, value in members:
+            told.setdefault(name, []).append(value)
+        record |= {name: Repeated(tuple(values)) for name, values in told.items() if len(values) > 1}
     return record
 
 
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal, parse_constant=Decimal, object_pairs_hook=_once)
+def _strictly(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = _leniently(members)
+    if len(record) < len(members):
+        name = next(name for name, value in record.items() if isinstance(value, Repeated))[:80]
+        raise Fault("ambiguous", "line", f"{name!r} is in the record twice; nobody knows which one counts")
+    return record
+
+
+def _number(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # its exponent alone is beyond all numbers
+        return Decimal("Infinity")
+
+
+def _decoder(record: Callable[[list[tuple[str, Any]]], dict[str, Any]]) -> json.JSONDecoder:
+    return json.JSONDecoder(parse_float=_number, parse_int=Decimal, parse_constant=Decimal, object_pairs_hook=record)
+
+
+_STRICT, _LENIENT = _decoder(_strictly), _decoder(_leniently)
 _SPACE = re.compile(r"\s")
 #: Where a CloudEvent says what a usage event needs.
 CLOUDEVENT_FIELDS = ("id", "subject", "type", "data.quantity", "time")
 
 
-def parse(raw: bytes) -> list[Any]:
+def parse(raw: bytes, *, strict: bool = True) -> list[Any]:
     """The JSON value in a line, exact; a batch (array) gives its members. Raises Fault.
 
-    Several lines that only carriage returns part are several values; a broken one of them is its Fault.
+    An object that has a member twice is a Fault; or else, not ``strict``, has it as Repeated, which only matters to who
+    needs it: the fast ways see no more of a record than what they need. Several lines that only carriage returns part
+    are several values; a broken one of them is its Fault.
     """
     if b"\0" in raw:
         raise Fault("nul_byte", "line", "the line holds NUL bytes, as after a crash of its writer; write it again")
@@ -41,18 +63,18 @@ def parse(raw: bytes) -> list[Any]:
             "broken_utf8", "line", f"byte {error.start} of the line is no UTF-8; write the file as UTF-8"
         ) from None
     try:
-        value = _DECODER.decode(text.strip())
+        value = (_STRICT if strict else _LENIENT).decode(text.strip())
     except (ValueError, ArithmeticError, RecursionError) as error:
         if "\r" in text.strip():  # lines that old Macs ended
-            return [value for part in text.split("\r") if part.strip() for value in _parts(part)]
+            return [value for part in text.split("\r") if part.strip() for value in _parts(part, strict)]
         why = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise Fault("not_json", "line", f"no JSON value: {why}; write one JSON object a line") from None
     return value if isinstance(value, list) else [value]
 
 
-def _parts(part: str) -> list[Any]:
+def _parts(part: str, strict: bool) -> list[Any]:
     try:
-        return parse(part.encode())
+        return parse(part.encode(), strict=strict)
     except Fault as fault:
         return [fault]
 
@@ -73,7 +95,7 @@ class JsonRecords:
         self.closed = closed
 
     def records(self, line: Line) -> list[Any]:
-        return parse(line.raw)
+        return parse(line.raw, strict=False)
 
     def claims(self, record: Any) -> Sequence[Claims] | None:
         record = _object(record)

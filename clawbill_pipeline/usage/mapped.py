@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from clawbill_pipeline.catalog.sources import Mapping, TimeValue, Value
 from clawbill_pipeline.money import EXACT
-from clawbill_pipeline.usage.events import Claims, Fault, number
+from clawbill_pipeline.usage.events import Claims, Fault, Repeated, number
 from clawbill_pipeline.usage.inputs import Line
 from clawbill_pipeline.usage.json_formats import parse
 
@@ -30,7 +30,7 @@ class Mapped:
         self._uri = uri
 
     def records(self, line: Line) -> list[Any]:
-        found = parse(line.raw)
+        found = parse(line.raw, strict=False)
         return [
             {**record, PLACE: f"{self._uri}:{line.number}" + (f":{number}" if len(found) > 1 else "")}
             if isinstance(record, dict)
@@ -127,7 +127,7 @@ def _value(value: Value, record: Fields[str, Any]) -> Any:
     found: Any = record
     for name in value.field.split("."):
         if not isinstance(found, dict):
-            return None
+            return found if isinstance(found, Repeated) else None
         found = found.get(name)
     return found
 
@@ -150,7 +150,7 @@ def _decimal(amount: Any, value: Value, tenant: Any) -> Decimal:
 def _time(value: TimeValue, record: Fields[str, Any]) -> Any:
     """The time as ``events`` reads it: text with a zone, or an epoch number."""
     given = _value(value, record)
-    if given is None or given == "":
+    if given is None or given == "" or isinstance(given, Repeated):
         return given
     name = value.field or "constant"
     if value.format == "epoch":

@@ -45,7 +45,7 @@ BROKEN = {
     "no time": (told(timestamp="24 Nov 2026"), "time_unreadable", "timestamp"),
     "broken UTF-8": (told().replace(b"key", b"k\xe9y"), "broken_utf8", "line"),
     "NUL bytes": (told().replace(b"key", b"k\0\0y"), "nul_byte", "line"),
-    "a member twice": (told()[:-2] + b', "quantity": 4}\n', "ambiguous", "line"),
+    "a member twice": (told()[:-2] + b', "quantity": 4}\n', "ambiguous", "quantity"),
     "no JSON": (told()[:-3] + b"\n", "not_json", "line"),
 }
 
