@@ -40,6 +40,7 @@ MODULES: dict[str, str] = {
     "adjustments": "clawbill_pipeline.commands.adjustments:adjustments",
     "alerts": "clawbill_pipeline.commands.alerts:alerts",
     "archive": "clawbill_pipeline.commands.archive:archive",
+    "capacity": "clawbill_pipeline.commands.capacity:capacity",
     "close": "clawbill_pipeline.commands.close:close",
     "correct": "clawbill_pipeline.commands.correct:correct",
     "explain": "clawbill_pipeline.commands.explain:explain",
