@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def load(path: Path | str) -> Catalog:
     return with_customers(catalog, catalog.folder / catalog.customers) if catalog.customers else catalog
 
 
+# A run asks for the catalogue several times, and a daemon's sensors do so every minute: the same text is read once.
+@lru_cache(maxsize=4)
 def parse(text: str, name: str = "catalog.yaml") -> Catalog:
     """The checked catalogue in ``text``; ``name`` is what errors call it."""
     try:
