@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from clawbill_pipeline.invoicing.inbox import apply_events
 from clawbill_pipeline.invoicing.sweep import sweep_events
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.sharding import Shard
+from clawbill_pipeline.ledger.sharding import shards as shards_of
 from clawbill_pipeline.metering import meter
 from clawbill_pipeline.openclaw import OpenClaw
 from clawbill_pipeline.rating.station import rate
@@ -129,23 +132,30 @@ class Line:
             with self.ledger.transaction() as connection:
                 connection.execute(text("UPDATE stripe_items SET backend = 'hour_meter_stream'"))
 
-    def bill(self, hour: datetime, events: int) -> None:
-        """An hour from its log to Stripe."""
+    def bill(self, hour: datetime, events: int, shards: int = 1) -> None:
+        """An hour from its log to Stripe, the shards that it is shared out into one after the other."""
         write_log(self.folder / "usage" / f"{hour:%Y-%m-%dT%H}.jsonl", hour, events, self.tenants, self.services)
         end = hour + HOUR
         now = end + LAG
         self.sandbox.move_to(int(now.timestamp()))
         self.land(now)
-        metered = self.meter(hour, end)
-        done = {
-            "rating": lambda: (
-                rate(self.ledger, self.catalog, self.openclaw, start=hour, end=end, now=now, run_id=RUN).booked
-            ),
-            "planning": lambda: plan(self.ledger, self.catalog, hours=(hour, end), now=now, run_id=RUN).records,
-            "sending": lambda: deliver(self.ledger, self.catalog, self.stripe, now=lambda: now, run_id=RUN).delivered,
-        }
-        counts = {step: self.measured(step, work) for step, work in done.items()}
-        assert set(counts.values()) == {metered}, (metered, counts)
+        counts: Counter[str] = Counter()
+        for shard in shards_of(shards):
+            counts["metering"] += self.meter(hour, end, shard)
+            given = {"shard": shard, "run_id": RUN}
+            done = {
+                "rating": lambda given=given: (
+                    rate(self.ledger, self.catalog, self.openclaw, start=hour, end=end, now=now, **given).booked
+                ),
+                "planning": lambda given=given: (
+                    plan(self.ledger, self.catalog, hours=(hour, end), now=now, **given).records
+                ),
+                "sending": lambda given=given: (
+                    deliver(self.ledger, self.catalog, self.stripe, now=lambda: now, **given).delivered
+                ),
+            }
+            counts.update({step: self.measured(step, work) for step, work in done.items()})
+        assert len(set(counts.values())) == 1, counts
 
     def land(self, now: datetime) -> int:
         def landed() -> int:
@@ -155,11 +165,9 @@ class Line:
 
         return self.measured("landing", landed)
 
-    def meter(self, start: datetime, end: datetime) -> int:
-        return self.measured(
-            "metering",
-            lambda: meter(self.ledger, self.lake, self.catalog, start=start, end=end, now=end, run_id=RUN).rows,
-        )
+    def meter(self, start: datetime, end: datetime, shard: Shard | None = None) -> int:
+        given = {"start": start, "end": end, "now": end, "run_id": RUN, "shard": shard}
+        return self.measured("metering", lambda: meter(self.ledger, self.lake, self.catalog, **given).rows)  # type: ignore[arg-type]
 
     def compare(self, now: datetime) -> None:
         """What happens once a day: Stripe is read back, and everything compared."""
