@@ -389,6 +389,7 @@ usage_records = Table(
     CheckConstraint("(state = 'delivered') <= (settled_at IS NOT NULL)", name="settled"),
     Index(None, "state", postgresql_where=text("state <> 'delivered'")),
     Index(None, "customer_id", "meter", "period_start"),
+    Index(None, "tenant_id", "service", "window_start"),
     Index(None, "customer_id", "meter", "window_start", postgresql_where=text("state <> 'delivered'")),
     postgresql_partition_by="RANGE (hour)",
 )
