@@ -23,10 +23,9 @@ from clawbill_pipeline.reconciliation.lineage import explain as lineage_of
 def explain(state: Path | None, invoice_line: str, limit: int, as_json: bool) -> None:
     """Re-derive an invoice line (il_…) from its usage events, and say if one was altered since."""
     with opened(state) as (settings, ledger):
+        lake = Lake(settings.lake_root, settings.memory_limit)
         try:
-            found = lineage_of(
-                ledger, Lake(settings.lake_root), catalog_of(settings), invoice_line, limit=limit, every_byte=True
-            )
+            found = lineage_of(ledger, lake, catalog_of(settings), invoice_line, limit=limit, every_byte=True)
         except UnknownLine as error:
             raise click.ClickException(str(error)) from None
     if as_json:

@@ -126,7 +126,7 @@ def _compare(
     finals |= {(other, key[1]): at for key, at in finals.items() for other in sharing.others(key[0])}
     held = _read_held(connection, scope)
     decisions = read_decisions(connection, catalog, period)
-    with duck() as db:
+    with duck(memory_limit=lake.memory_limit) as db:
         damaged = read_books(db, connection, catalog, lake, scope, finals, sharing)
         differences: dict[_Key, list[Difference]] = {}
         for difference in compare_hours(db, catalog.calendar, now):

@@ -266,7 +266,7 @@ def _read_events(
     if not landed:
         return (), 0, {}
     given = {"service": line.service, "starts": line.period.start, "ends": line.period.end}
-    with duck() as db:
+    with duck(memory_limit=lake.memory_limit) as db:
         db.execute(
             "CREATE TABLE conflicts (tenant_id VARCHAR, landing_id BIGINT, uri VARCHAR, place VARCHAR, raw VARCHAR)"
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
+from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.reconciliation import compare, lineage
 from clawbill_pipeline.reconciliation.compare import Reconciled, reconcile
 from clawbill_pipeline_tests.reconciliation.month import END, FINAL, NOW, PERIOD, Month, hour
 
@@ -430,3 +435,21 @@ def test_what_no_rule_explains_is_said(month: Month) -> None:
     assert [(b[4], b[6]) for b in found(reconciled)] == [("unexplained", Decimal(-5))]
     assert not reconciled.checks[0].passed
     adds_up(reconciled)
+
+
+def test_the_memory_limit_of_the_lake_is_that_of_the_engine(month: Month, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[str] = []
+    for module in (compare, lineage):
+
+        @contextmanager
+        def noted(_open: Any = module.duck, **given: Any) -> Iterator[Any]:
+            with _open(**given) as db:
+                limits.append(db.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
+                yield db
+
+        monkeypatch.setattr(module, "duck", noted)
+    month.clean()
+    month.lake = Lake(month.lake.root, "100MB")
+    assert run(month).breaks == ()
+    assert lineage.explain(month.ledger, month.lake, month.catalog, "il_acme_tokens").event_count == 6
+    assert limits == ["95.3 MiB", "95.3 MiB"]

@@ -134,11 +134,10 @@ class Pages:
             known, periods = figures.tenant_of_line(connection, line_id), figures.periods(connection)
         if known is None or not visit.viewer.sees(known[1]):
             raise Refused(404, "No such invoice line, or not one that you may see.")
+        lake = Lake(self._settings.lake_root, self._settings.memory_limit)
         try:
             with self._tracing:
-                lineage = explain(
-                    self._ledger, Lake(self._settings.lake_root), self._catalog.current(), line_id, limit=EVENTS
-                )
+                lineage = explain(self._ledger, lake, self._catalog.current(), line_id, limit=EVENTS)
         except UnknownLine as error:
             raise Refused(404, f"Nothing to show below this line: {error}") from None
         period = lineage.line.period.key
