@@ -57,13 +57,14 @@ MODULES: dict[str, str] = {
 def main() -> None:
     """Entry point. Errors that a person can mend are one line on standard error, with exit code 2."""
     from clawbill_pipeline.catalog import CatalogError
+    from clawbill_pipeline.disk import DiskFull
     from clawbill_pipeline.ledger import LedgerError
     from clawbill_pipeline.ledger.embedded import EmbeddedServerError
     from clawbill_pipeline.processes import ProcessError
 
     try:
         cli()
-    except (SettingsError, CatalogError, LedgerError, EmbeddedServerError, ProcessError) as error:
+    except (SettingsError, CatalogError, DiskFull, LedgerError, EmbeddedServerError, ProcessError) as error:
         click.echo(f"clawbill: {error}", err=True)
         sys.exit(2)
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: With less than this free, PostgreSQL has no room for the next file of its log, and nothing goes on.
+_LITTLE = 16 * 1024 * 1024
 
 
 class DiskFull(RuntimeError):
@@ -42,6 +44,15 @@ def told(folder: Path, remedy: str = "move that folder to a larger disk") -> Ite
         if error.errno not in _FULL:
             raise
         raise full(folder, remedy) from error
+
+
+def blamed(folder: Path, error: Exception) -> Exception:
+    """``error``, or DiskFull in its place where the disk of ``folder``, in which all that failed is kept, has no room:
+    with a full disk, it is chance who fails first and how."""
+    if shutil.disk_usage(folder).free >= _LITTLE or isinstance(error, DiskFull):
+        return error
+    said = full(folder, "move that folder to a larger disk")
+    return DiskFull(f"{said}. It showed as {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 @contextmanager

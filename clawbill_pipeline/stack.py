@@ -22,6 +22,7 @@ import httpx
 
 from clawbill_pipeline import processes
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.disk import blamed
 from clawbill_pipeline.ledger import embedded, migrate
 from clawbill_pipeline.processes import Child
 from clawbill_pipeline.settings import Settings
@@ -41,14 +42,18 @@ class Stack:
         self.env |= {"CLAWBILL_STATE": str(self.state), "PYTHONUNBUFFERED": "1"}
         self.children: list[Child] = []
         self._stripe = ""
+        self._server: embedded.Server | None = None
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        why = blamed(self.state, error) if isinstance(error, Exception) else None
         # The last part started is the first to end; PostgreSQL was first and ends last.
         self._closing.close()
+        if why is not None and why is not error:
+            raise why from error
 
     @property
     def settings(self) -> Settings:
@@ -58,10 +63,17 @@ class Stack:
         """The ledger's database, migrated: CLAWBILL_DATABASE_URL, or the embedded server in the state folder."""
         url = self.env.get("CLAWBILL_DATABASE_URL")
         if not url:
-            server = self._closing.enter_context(embedded.serving(self.state / "postgres"))
-            url = server.url()
+            self._server = self._closing.enter_context(embedded.serving(self.state / "postgres"))
+            url = self._server.url()
         migrate(url)
         self.env["CLAWBILL_DATABASE_URL"] = url
+
+    def check(self) -> None:
+        """Raises ProcessError or EmbeddedServerError if a part has ended by itself."""
+        for child in self.children:
+            child.check()
+        if self._server is not None:
+            embedded.check(self._server.folder)
 
     def openclaw(self, catalog: Path, now: int | None = None) -> str:
         """The stand-in for OpenClaw's rating engine; returns its address."""

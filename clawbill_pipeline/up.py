@@ -23,7 +23,8 @@ Say = Callable[[str], None]
 def run_up(state: Path, web_port: int, dagster_port: int, catalog: Path | None, say: Say) -> None:
     """Brings all parts up and watches them until Ctrl-C or SIGTERM; then takes them down, the last one first.
 
-    Raises SettingsError for keys that are half set or live without leave, and ProcessError when a part ends by itself.
+    Raises SettingsError for keys that are half set or live without leave, ProcessError or EmbeddedServerError when a
+    part ends by itself, and DiskFull where that is for want of room.
     """
     with Stack(state) as stack:
         _choose_catalog(stack, catalog)
@@ -32,8 +33,7 @@ def run_up(state: Path, web_port: int, dagster_port: int, catalog: Path | None, 
             _bring_up(stack, real, web_port, dagster_port, say)
             say("Ready. Ctrl-C stops everything.")
             while True:
-                for child in stack.children:
-                    child.check()
+                stack.check()
                 time.sleep(1)
         except KeyboardInterrupt:
             say("Stopping …")
@@ -93,8 +93,7 @@ def _bring_up(stack: Stack, real: Mapping[str, bool], web_port: int, dagster_por
     for _ in range(600):
         if answers(f"{address}/healthz"):
             return
-        for child in stack.children:
-            child.check()
+        stack.check()
         time.sleep(0.2)
     say(f"Not everything is ready yet; see {address}/healthz")
 

@@ -47,7 +47,7 @@ ROLE = "clawbill"
 PRIVATE_HOMES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108
 
 _LONGEST_SOCKET = 103  # bytes of a socket's path: 107 on Linux, 103 on macOS
-_LOG_LIMIT = 8_000_000
+_LOG_LIMIT, _LOG_SHOWN = 8_000_000, 8_000
 _STARTING, _CONNECTING, _STOPPING, _KILLING = 300.0, 10.0, 60.0, 20.0  # seconds of patience; crash recovery is slow
 
 _SETTINGS = {
@@ -121,6 +121,13 @@ def running(folder: Path) -> bool:
         return True
     os.close(handle)
     return False
+
+
+def check(folder: Path) -> None:
+    """Raises EmbeddedServerError, with the end of its log, if the server of ``folder`` has ended."""
+    folder = folder.expanduser().resolve()
+    if not running(folder):
+        raise _failure(folder, "PostgreSQL has ended by itself", max(_log_size(folder) - _LOG_SHOWN, 0))
 
 
 @contextlib.contextmanager

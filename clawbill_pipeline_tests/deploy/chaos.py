@@ -1,7 +1,8 @@
-"""The demonstration on Celery with a real daemon, while workers are killed and broker and database are restarted.
+"""The demonstration on Celery with a real daemon, while processes are killed, servers restarted and disks run full.
 
-``python -m clawbill_pipeline_tests.deploy.chaos --state DIR [--source DIR]`` prints a JSON document: the waterfall, and
-what was done during which run. Nobody helps: Dagster's monitoring, its retries and the outbox must do.
+``python -m clawbill_pipeline_tests.deploy.chaos --state DIR [--source DIR] [--disks]`` ends with a line of JSON: the
+waterfall, what was done during which run, and what failed runs said. ``--disks`` fills disks, and needs a mount
+namespace of its own. Nobody helps beyond that: Dagster's monitoring, its retries and the outbox must do.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ from clawbill_pipeline.ledger import embedded
 from clawbill_pipeline.sandbox.demo.lines import Line, RunFailed
 from clawbill_pipeline.sandbox.demo.play import play
 from clawbill_pipeline.stack import Stack
+from clawbill_pipeline_tests.deploy.small_disk import Disk, mount_own
 from clawbill_pipeline_tests.deploy.wide import DEPLOY, free_port, shared, start_worker
 from clawbill_pipeline_tests.object_store import Store, serving
 
 PATIENCE = 300.0
 #: The daemon decides some seconds after a run has failed that it is tried again.
 GRACE = 90.0
-#: Seconds that the object store is away.
-AWAY = 60.0
+#: Seconds that the object store is away, and that the database has no room.
+AWAY, NO_ROOM = 60.0, 15.0
 
 
 class Machines:
@@ -51,7 +53,10 @@ class Machines:
     def __init__(self, stack: Stack, broker: ValkeyServer, store: Store) -> None:
         self.stack, self.broker, self.store = stack, broker, store
         self.workers: dict[str, processes.Child] = {}
+        #: Small ones, by what is on them.
+        self.disks: dict[str, Disk] = {}
         self.done: list[str] = []
+        self.said: list[str] = []
 
     def start(self) -> None:
         home = self.stack.dagster_home()
@@ -117,6 +122,23 @@ class Machines:
 
         threading.Timer(AWAY, back).start()
 
+    def fill_workers(self) -> None:
+        """No room for temporary files, nor in the state folders and the DAGSTER_HOMEs, until a run has failed of it."""
+        for name in self.workers:
+            self.disks[name].fill()
+
+    def fill_database(self) -> None:
+        """Nothing can be told then either: somebody who watches the disk has to make room."""
+        self.disks["postgres"].fill()
+        threading.Timer(NO_ROOM, self.disks["postgres"].clear).start()
+
+    def hear(self, why: str) -> None:
+        """What a run has failed of; if that is a worker's disk, it is cleared."""
+        self.said.append(why)
+        if "no room left" in why or "No space left" in why:
+            for name in self.workers:
+                self.disks[name].clear()
+
     def stop(self) -> None:
         self.daemon.stop()
         for child in self.workers.values():
@@ -129,17 +151,17 @@ class ChaosLine(Line):
     def __init__(self, definitions: dg.Definitions, instance: DagsterInstance, machines: Machines) -> None:
         super().__init__(definitions, instance)
         self.machines = machines
-        self._happens: Iterator[Callable[[], None] | None] = chain(
-            (
-                machines.kill_what_works,
-                machines.restart_broker,
-                machines.restart_database,
-                machines.kill_workers,
-                machines.object_store_away,
-                machines.kill_what_works,
-            ),
-            repeat(None),
+        crashes = (
+            machines.kill_what_works,
+            machines.restart_broker,
+            machines.restart_database,
+            machines.kill_workers,
+            machines.object_store_away,
+            machines.kill_what_works,
         )
+        disks = (machines.fill_workers, machines.fill_database, machines.fill_workers)
+        self._happens: Iterator[Callable[[], None] | None] = chain(disks if machines.disks else crashes, repeat(None))
+        self._heard: set[str] = set()
         home = str(machines.stack.state / "dagster" / "workspace.yaml")
         self._process = WorkspaceProcessContext(instance, WorkspaceFileTarget([home]))
 
@@ -165,6 +187,9 @@ class ChaosLine(Line):
                 happens()
                 self.machines.done.append(f"{happens.__name__} during {job}")
                 happens = None
+            if now.status == dg.DagsterRunStatus.FAILURE and now.run_id not in self._heard:
+                self._heard.add(now.run_id)
+                self.machines.hear(self._why(now.run_id))
             if now.status == dg.DagsterRunStatus.SUCCESS:
                 if happens:  # It was over before it was seen to have begun: the next one, then.
                     self._happens = chain((happens,), self._happens)
@@ -198,6 +223,13 @@ class ChaosLine(Line):
         time.sleep(0.2)
         return None
 
+    def _why(self, run_id: str) -> str:
+        """What a failed run says of itself."""
+        kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+        with suppress(DBAPIError):
+            return "\n".join(str(entry.dagster_event) for entry in self._instance.all_logs(run_id, of_type=kinds))
+        return ""
+
 
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started."""
@@ -210,12 +242,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--source", type=Path)
+    parser.add_argument("--disks", action="store_true")
     given = parser.parse_args()
     started: list[Machines] = []
+    sizes = {"postgres": "400m", "one": "64m", "two": "64m"} if given.disks else {}
+    disks = {name: mount_own(given.state.resolve() / name, size) for name, size in sizes.items()}
 
     def prepare(stack: Stack) -> Any:
         stack.env |= shared(store, broker)
         machines = Machines(stack, broker, store)
+        machines.disks |= disks
         started.append(machines)
         machines.start()
         return lambda definitions, instance: ChaosLine(definitions, instance, machines)
@@ -226,8 +262,9 @@ def main() -> None:
         finally:
             for machines in started:
                 machines.stop()
-    document = {"waterfall": played.as_json(), "happened": started[0].done}
-    sys.stdout.write(json.dumps(document) + "\n")
+    document = {"waterfall": played.as_json(), "happened": started[0].done, "said": started[0].said}
+    # Code servers that are just ending write to the same output.
+    sys.stdout.write(f"\n{json.dumps(document)}\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clawbill_pipeline_tests.deploy.small_disk import mounted, namespace
 from clawbill_pipeline_tests.deploy.wide import DEPLOY
 from clawbill_pipeline_tests.scenarios.command import SHARED, clawbill, environment, processes_of
 
@@ -65,17 +66,46 @@ def test_no_message_is_handed_on_while_a_run_may_still_work_on_it() -> None:
     assert worker["broker"] == launcher["run_launcher"]["config"]["broker"]
 
 
+def billed_in_chaos(command: list[str], state: Path) -> dict[str, Any]:
+    """What the demonstration came to, and what happened, with the real cells. ``command`` starts another one."""
+    chaos = [
+        sys.executable,
+        "-m",
+        "clawbill_pipeline_tests.deploy.chaos",
+        "--state",
+        str(state),
+        "--source",
+        str(CELLS),
+    ]
+    done = subprocess.run(
+        [*command, *chaos, *(["--disks"] if command else [])],
+        env=environment(), capture_output=True, text=True, timeout=850, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert processes_of(state) == []
+    (document,) = (line for line in done.stdout.splitlines() if line.startswith('{"waterfall"'))
+    played: dict[str, Any] = json.loads(document)
+    played["happened"] = {what.partition(" during ")[0] for what in played["happened"]}
+    return played
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
 def test_killed_workers_and_restarted_servers_change_no_bill(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "clawbill_pipeline_tests.deploy.chaos", "--state", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--source", str(CELLS)], env=environment(), capture_output=True, text=True, timeout=850, check=False
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert processes_of(tmp_path) == []
-    played = json.loads(done.stdout.splitlines()[-1])
-    happened = {what.partition(" during ")[0] for what in played["happened"]}
-    assert happened >= {"kill_what_works", "restart_broker", "restart_database", "kill_workers", "object_store_away"}
+    played = billed_in_chaos([], tmp_path)
+    happened = {"kill_what_works", "restart_broker", "restart_database", "kill_workers", "object_store_away"}
+    assert played["happened"] >= happened
+    check_cells(played["waterfall"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
+def test_full_disks_of_workers_and_of_the_database_change_no_bill(tmp_path: Path) -> None:
+    with mounted(tmp_path / "probe", "1m"):
+        pass  # else the test is skipped
+    played = billed_in_chaos(namespace(), tmp_path / "state")
+    assert played["happened"] == {"fill_workers", "fill_database"}
+    assert any("no room left below" in why for why in played["said"]), played["said"]
     check_cells(played["waterfall"])

@@ -77,12 +77,15 @@ def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
 
 
 def start_worker(stack: Stack, name: str) -> processes.Child:
-    """A Celery worker with a state folder and a DAGSTER_HOME of its own; it shares no more than the services."""
+    """A Celery worker with a state folder, DAGSTER_HOME and TMPDIR in it, of its own; it shares but the services."""
+    scratch = stack.state / name / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
     home = shutil.copytree(DEPLOY, stack.state / name / "dagster")
     programs = Path(sys.executable).parent
     # dagster-celery looks for celery on the path.
     path = f"{programs}{os.pathsep}{stack.env['PATH']}"
     env = stack.env | {"CLAWBILL_STATE": str(stack.state / name), "DAGSTER_HOME": str(home), "PATH": path}
+    env["TMPDIR"] = str(scratch)
     command = [
         str(programs / "dagster-celery"), "worker", "start", "-A", "dagster_celery.app",
         "-y", str(home / "worker.yaml"), "-n", name, "--", "--concurrency", "1",
