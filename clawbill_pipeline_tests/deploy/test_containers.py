@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
@@ -23,6 +25,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
 OURS = {name: part for name, part in COMPOSE["services"].items() if "build" in part}
 KEYS = {"OPENCLAW_TOKEN", "STRIPE_SECRET_KEY"}
+SCRAPE = yaml.safe_load((DEPLOY / "observability" / "prometheus.yaml").read_text())
 
 
 def dockerfile() -> list[list[str]]:
@@ -38,6 +41,8 @@ def test_a_container_can_do_no_more_than_it_must(name: str):
     assert part["cap_drop"] == ["ALL"]
     assert part["security_opt"] == ["no-new-privileges:true"]
     assert bool(KEYS & set(part["environment"])) == (name in ("worker", "web"))
+    assert part["environment"]["CLAWBILL_LOG_FORMAT"] == "${CLAWBILL_LOG_FORMAT:-json}"
+    assert ("CLAWBILL_METRICS_TOKEN" in part["environment"]) == (name == "web")
     assert all(port.startswith("127.0.0.1:") for port in part.get("ports", ()))
 
 
@@ -106,6 +111,12 @@ class Container:
         return word.replace("0.0.0.0", "127.0.0.1")
 
 
+def answer(container: Container, path: str, **headers: str) -> int:
+    """The status of the web app's answer."""
+    port = container.words(["http://127.0.0.1:8400"])[0]
+    return httpx.get(f"{port}{path}", headers=headers, trust_env=False).status_code
+
+
 def healthy(container: Container, child: processes.Child) -> bool:
     """What the container's health check says; a worker, which has none, says that it is ready."""
     check = OURS[container.name].get("healthcheck", {}).get("test")
@@ -130,6 +141,7 @@ def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: P
             "STRIPE_SECRET_KEY": "sk_test_x",
             "STRIPE_WEBHOOK_SECRET": "whsec_x",
             "CLAWBILL_USERS": str(tmp_path / "users.yaml"),
+            "CLAWBILL_METRICS_TOKEN": "a-word-for-prometheus",
         }
         migrated = Container("migrate", tmp_path, given).run(
             [str(DEPLOY / "compose" / "entrypoint"), *OURS["migrate"]["command"]]
@@ -141,6 +153,11 @@ def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: P
                 started.append((container := Container(name, tmp_path, given), container.start()))
             for container, child in started:
                 child.wait_until(partial(healthy, container, child), patience=120)
+            web, child = started[0]
+            scheme = SCRAPE["scrape_configs"][0]["authorization"]["type"]
+            assert answer(web, "/metrics", authorization=f"{scheme} a-word-for-prometheus") == 200
+            assert answer(web, "/metrics") == 401
+            assert all(json.loads(line)["at"] for line in child.log.read_text().splitlines())
         finally:
             for _, child in reversed(started):
                 child.stop()
@@ -157,8 +174,23 @@ def test_kubernetes_would_take_the_web_app():
     assert pod["securityContext"]["runAsNonRoot"]
     for container in (*pod["initContainers"], *pod["containers"]):
         assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert {"name": "CLAWBILL_LOG_FORMAT", "value": "json"} in container["env"]
     assert pod["containers"][0]["args"] == OURS["web"]["command"]
     assert pod["initContainers"][0]["args"] == OURS["migrate"]["command"]
+
+
+def test_prometheus_finds_the_web_app_in_a_cluster_as_it_does_elsewhere():
+    (scrape,) = yaml.safe_load((DEPLOY / "kubernetes" / "scrape.yaml").read_text())["scrape_configs"]
+    (plain,) = SCRAPE["scrape_configs"]
+    assert {name: scrape[name] for name in ("job_name", "authorization")} == {
+        name: plain[name] for name in ("job_name", "authorization")
+    }
+    kept = {rule["source_labels"][0]: rule["regex"] for rule in scrape["relabel_configs"] if "regex" in rule}
+    pod = documents("web.yaml")[0]["spec"]["template"]
+    assert kept == {
+        "__meta_kubernetes_pod_label_app_kubernetes_io_name": pod["metadata"]["labels"]["app.kubernetes.io/name"],
+        "__meta_kubernetes_pod_container_port_name": pod["spec"]["containers"][0]["ports"][0]["name"],
+    }
 
 
 def test_secrets_that_kubernetes_must_have_are_documented_and_the_chart_is_dagsters_version():
