@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -166,7 +166,9 @@ class Limit:
 @dataclass(frozen=True)
 class Prediction:
     """What ``load`` needs. ``hour`` are the stages of every hour, ``day`` those of the last day of a period, ``close``
-    those of its end; ``tables`` and ``lake`` are what ``load.hours`` leave behind."""
+    those of its end. ``workers`` are kept busy by an hour's usage for ``load.within``: one a shard. ``tables`` and
+    ``lake`` are what ``load.hours`` leave behind.
+    """
 
     load: Load
     windows: int
@@ -174,6 +176,7 @@ class Prediction:
     hour: tuple[Stage, ...]
     day: tuple[Stage, ...]
     close: tuple[Stage, ...]
+    workers: int
     tables: Mapping[str, Size]
     lake: Mapping[str, Size]
     limits: tuple[Limit, ...]
@@ -183,11 +186,6 @@ class Prediction:
     def seconds(self) -> float:
         """Of an hour's usage on one worker."""
         return sum(stage.seconds for stage in self.hour)
-
-    @property
-    def workers(self) -> int:
-        """Workers that an hour's usage keeps busy for ``load.within``: its shards at least."""
-        return max(math.ceil(self.seconds / self.load.within.total_seconds()), 1)
 
     @property
     def database_cores(self) -> float:
@@ -231,7 +229,9 @@ def predict(load: Load, measured: Constants | None = None) -> Prediction:
         name: Size(round(rows), round(rows * known.row_bytes[name] + spare + MAPS_BYTES if rows else 0))
         for name, rows, spare in _rows(load, windows, records, used, known)
     }
-    tables["Dagster's own"] = _dagster(load, known)
+    workers = _workers(hour, load)
+    runs = round(load.hours * (workers + _FIXED_RUNS / MONTH_HOURS))
+    tables["Dagster's own"] = Size(runs, round(runs * known.run_bytes))
     events = load.events_per_hour * load.hours
     ids = _HASH_BYTES * events + known.tenant_ids_bytes * seen(load.tenants, load.events_per_hour) * load.hours
     lake = {
@@ -239,7 +239,7 @@ def predict(load: Load, measured: Constants | None = None) -> Prediction:
         "usage_ids": Size(events, round(ids)),
     }
     limits = tuple(_limits(load, hour, day, close, records, used, known))
-    return Prediction(load, windows, records, hour, day, close, tables, lake, limits, known.measured)
+    return Prediction(load, windows, records, hour, day, close, workers, tables, lake, limits, known.measured)
 
 
 def _rows(load: Load, windows: int, records: int, used: int, known: Constants) -> list[tuple[str, float, float]]:
@@ -267,9 +267,9 @@ def _rows(load: Load, windows: int, records: int, used: int, known: Constants) -
     ]
 
 
-def _dagster(load: Load, known: Constants) -> Size:
-    runs = round(load.hours + _FIXED_RUNS * load.hours / MONTH_HOURS)
-    return Size(runs, round(runs * known.run_bytes))
+def _workers(hour: Iterable[Stage], load: Load) -> int:
+    """Workers that an hour's usage keeps busy for ``load.within``."""
+    return max(math.ceil(sum(stage.seconds for stage in hour) / load.within.total_seconds()), 1)
 
 
 def _limits(
@@ -291,7 +291,7 @@ def _limits(
     )  # fmt: skip
     stream = Limit(
         "Stripe: v2 stream", a_second / STRIPE_STREAM_EVENTS, STRIPE_STREAM_CALLS, "calls/s",
-        "fewer priced services, or several Stripe accounts",
+        "fewer priced services, or several installations, each with a Stripe account of its own",
     )  # fmt: skip
     return [
         *([] if load.stream else [calls]),
@@ -318,6 +318,6 @@ def _limits(
         ),
         Limit(
             "PostgreSQL: a reconciliation's waterfall", used * known.waterfall_bytes, JSONB_BYTES, "bytes",
-            "several installations, each with some of the tenants",
+            "several installations, each with some of the tenants and a Stripe account of its own",
         ),
     ]  # fmt: skip

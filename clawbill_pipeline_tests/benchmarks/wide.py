@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from clawbill_pipeline import processes
 from clawbill_pipeline.capacity import Load, predict
@@ -61,6 +62,8 @@ class Size:
     month_hours: int = 720
 
 
+#: What tests run: all of it, and nothing of it says anything of time.
+TINY = Size((5_000,), 20, runs=1, shard_events=2_000, month_events=50, month_hours=3)
 Row = tuple[str, float, str, str]
 
 
@@ -79,17 +82,34 @@ class Cluster:
     stack: Stack
     tenants: int
     used: int = 0
+    events: int = 0
 
     def log(self, events: int) -> str:
         """Writes the log of an hour that no run has had; its partition."""
         hour = START + self.used * HOUR
         self.used += 1
+        self.events += events
         write_log(self.stack.state / "usage" / f"{self.used}.jsonl.zst", hour, events, self.tenants, SERVICES)
         return f"{hour:%Y-%m-%d-%H:%M}"
+
+    def check(self) -> None:
+        """All that was in logs is at Stripe."""
+        ledger = Ledger(self.stack.settings.need_database())
+        with ledger.transaction() as connection:
+            counted, open_ = connection.execute(text(_COUNTED)).one()
+        ledger.dispose()
+        assert (counted, open_) == (self.events, 0), (counted, self.events, open_)
 
     def forget_logs(self) -> None:
         for file in (self.stack.state / "usage").iterdir():
             file.unlink()
+
+
+_COUNTED = """
+SELECT (SELECT sum(events) FROM metered_usage), (SELECT count(*) FROM metered_usage
+    FULL JOIN (SELECT * FROM usage_records WHERE state = 'delivered') r USING (hour, tenant_id, service)
+    WHERE quantity IS NULL OR identifier IS NULL)
+"""
 
 
 @contextmanager
@@ -164,6 +184,7 @@ def runs_of_hours(state: Path, size: Size) -> Iterator[Row]:
                 near = (took - beside) / predict(load).seconds if count == 1 else None
                 yield row(f"{events:,} events, {shards}", took, one.get(events), near)
                 one.setdefault(events, took)
+        place.check()
 
 
 def without_usage(line: Line, runs: int) -> float:
@@ -266,8 +287,9 @@ def measured(size: Size) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slow", action="store_true", help="also 100 million events an hour: 20 GB of disk")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    size = Size(events=(*Size.events, 100_000_000)) if given.slow else Size()
+    size = TINY if given.tiny else Size(events=(*Size.events, 100_000_000)) if given.slow else Size()
     rows = []
     for found in measured(size):
         rows.append((found[0], f"{found[1]:.2f}", *found[2:]))
