@@ -74,7 +74,8 @@ def holders(connection: Connection, keys: Sequence[int], beside: Sequence[int] =
 def tell(waited: frozenset[str], work: str) -> None:
     """Says in the log who is waited for."""
     about = {"work": work, "held_by": sorted(waited)}
-    log.info("another run is at the same work: waiting for it", extra={"fields": about})
+    # A warning, since that is what a run shows without any setting for logs.
+    log.warning("another run is at the same %s, waiting for it: %s", work, said(waited), extra={"fields": about})
 
 
 def named(run_id: str) -> str:
