@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._cli.job import _create_run
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.test_utils import freeze_time
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
@@ -53,15 +54,18 @@ def daemon(instance: DagsterInstance, module: str = "clawbill_pipeline.definitio
     instance.optimize_for_webserver(statement_timeout=60_000, pool_recycle=3600, max_overflow=20)
     with (
         WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)) as workspace,
-        ThreadPoolExecutor(1) as one,
+        # A tick is evaluated with an instance of its own, whose connections cost more than the tick: it has ours.
+        # Not by a Mock, which would remember every call.
+        mock.patch.object(DagsterInstance, "from_ref", lambda _: instance),  # noqa: PT008
+        mock.patch.object(DagsterInstance, "__exit__", lambda *_: None),  # noqa: PT008
     ):
-        yield Daemon(instance, workspace, one)
+        yield Daemon(instance, workspace)
 
 
 class Daemon:
     """``scheduler`` and ``sensors`` are one round each, with all runs that it brings about, at a moment."""
 
-    def __init__(self, instance: DagsterInstance, workspace: WorkspaceProcessContext, one: ThreadPoolExecutor) -> None:
+    def __init__(self, instance: DagsterInstance, workspace: WorkspaceProcessContext) -> None:
         self._instance, self._workspace = instance, workspace
         self._log = logging.getLogger("month.daemon")
         self._log.setLevel(logging.ERROR)  # ticks and runs are in the instance
@@ -80,6 +84,19 @@ class Daemon:
         with freeze_time(now):
             _finish(execute_sensor_iteration(self._workspace, self._log, None, None))
             return self._run_queue()
+
+    def launch(self, now: datetime, job: str, partition: str | None = None) -> None:
+        """A run that a person asks for in the UI, to its end."""
+        with freeze_time(now):
+            workspace = self._workspace.create_request_context()
+            (location,) = workspace.code_locations
+            (repository,) = location.get_repositories().values()
+            tags = {"dagster/partition": partition} if partition else {}
+            run = _create_run(
+                self._instance, location, repository, repository.get_full_job(job), {}, tags, None, None
+            )  # fmt: skip
+            self._instance.submit_run(run.run_id, workspace)
+            self._run_queue()
 
     def _run_queue(self) -> int:
         runs = 0
