@@ -8,7 +8,9 @@ whether it goes out, is ``invoicing.close``'s.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
@@ -52,13 +54,16 @@ def bill_last_hours(
 ) -> LastHours:
     """Brings to Stripe what the tenants of drafts used and nobody has counted or sent yet. Safe to call again.
 
+    Within the catalogue's late window usage is landed for drafts that agreed, too: it changes hours that were counted,
+    which then have their own run (the sensor ``late_usage``), and Stripe counts once more when it finalises.
+
     What fails is a hindrance: the draft is compared with what there is, and the next call goes on. Raises LedgerError
     only where the drafts themselves can't be read.
     """
     drafts = undecided_drafts(ledger, catalog)
     hindrances: list[str] = []
     hours = booked = sent = 0
-    if drafts:
+    if drafts or _may_change(ledger, since=now() - catalog.calendar.late_window):
         try:
             land(catalog, lake, ledger, now=now(), run_id=run_id)
         except Exception as error:  # noqa: BLE001 -- whatever hinders landing, what landed before is billed
@@ -72,6 +77,13 @@ def bill_last_hours(
         hours, booked, sent = hours + done[0], booked + done[1], sent + done[2]
     tenants = {tenant for each in drafts for tenant in each.tenants}
     return LastHours(len(tenants), hours, booked, sent, tuple(hindrances))
+
+
+def _may_change(ledger: Ledger, since: datetime) -> bool:
+    """Whether there is a draft that was made ``since``: at the end of its period."""
+    with ledger.transaction() as connection:
+        query = "SELECT EXISTS (SELECT FROM invoices WHERE status = 'draft' AND created >= :since)"
+        return bool(connection.scalar(text(query), {"since": since}))
 
 
 def _bill(
