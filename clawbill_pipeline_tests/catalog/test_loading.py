@@ -270,3 +270,9 @@ def test_editors_get_a_schema_that_agrees_with_the_models() -> None:
 def test_only_one_source_can_take_what_is_posted() -> None:
     two = GOOD.replace("{name: app, kind: json_lines, path: usage}", "{name: a, kind: http}\n  - {name: b, kind: http}")
     assert refusal(two) == "bills.yaml:4: sources: only one source can be of kind http: there is one POST /usage"
+
+
+def test_the_same_text_is_read_once_and_placed_where_its_file_is(tmp_path: Path) -> None:
+    assert parse(GOOD) is parse(GOOD)
+    placed = parse(GOOD).at(tmp_path)
+    assert (placed.folder, parse(GOOD).folder) == (tmp_path, Path())

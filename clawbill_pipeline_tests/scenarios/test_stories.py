@@ -12,11 +12,13 @@ import dagster as dg
 import pytest
 
 from clawbill_pipeline.catalog import CatalogError, parse
+from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.correcting import correct
 from clawbill_pipeline.definitions import build_definitions
 from clawbill_pipeline.invoicing.adjustments import propose_adjustments
 from clawbill_pipeline.invoicing.sweep import sweep_events
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.metering import late_hours
 from clawbill_pipeline_tests.rating.world import real_openclaw
 from clawbill_pipeline_tests.sandbox.stripe.server import Sandbox
 from clawbill_pipeline_tests.scenarios.company import CATALOGUE, Company
@@ -176,6 +178,23 @@ def test_the_late_night_file(globex: Company) -> None:
     globex.wait(hours=1)
     assert globex.bills() == [("paid", Decimal(3))]
     globex.books_agree(period_of(globex))
+
+
+def test_within_the_late_window_usage_is_landed_for_a_draft_that_agreed_before(globex: Company) -> None:
+    """The hourly run lands at ten past, and the invoice is final at one: what comes at half past is not to wait."""
+    globex.begin(month=3)
+    globex.use(100_000)
+    globex.until_period_end()
+    assert globex.decisions() == [], "it agrees, and is left alone"
+    globex.move_to(globex.now + HOUR / 2)
+    globex.use(200_000, at=globex.now - 2 * HOUR)
+    globex.look_at_drafts()
+    (late,) = late_hours(globex.ledger, before=globex.now)
+    assert late[0] == utc_hour(globex.now - 2 * HOUR)
+    # The sensor late_usage asks for that hour's run.
+    globex.run_hours()
+    globex.skip(days=0.1)
+    assert globex.bills()[0] == ("paid", Decimal(3))
 
 
 @pytest.mark.slow
