@@ -31,7 +31,7 @@ from clawbill_pipeline.delivery.backends import (
 )
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_key
-from clawbill_pipeline.ledger.sharding import Shard, in_share, share_of
+from clawbill_pipeline.ledger.sharding import Shard, due_anew, in_share, share_of
 from clawbill_pipeline.ledger.turns import said, turn
 from clawbill_pipeline.money import EXACT, MICRO, rounded, total
 from clawbill_pipeline.results import Check
@@ -146,7 +146,8 @@ def plan(
     }
     records = corrections = parked = 0
     with ledger.transaction() as connection:
-        given |= share_of(connection, shard).parameters
+        share = share_of(connection, shard)
+        given |= share.parameters
         buckets = connection.scalars(text(_BUCKETS), given).all()
         keys = [lock_key("planning", str(bucket)) for bucket in buckets]
         waited = turn(connection, keys, run_id=run_id, work="planning")
@@ -163,6 +164,7 @@ def plan(
             corrections += sum(1 for record in fresh if record[_REVISION] > 1)
             parked += sum(1 for record in fresh if record[_PARKED] is not None)
         connection.execute(text(_ADD_TOTALS))
+        due_anew(connection, share, since, until)
     return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency, said(waited))
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from clawbill_pipeline.ledger.sharing import Sharing, read_sharing
 
@@ -112,3 +113,24 @@ def in_share(tenant: str) -> str:
     """SQL: whether the tenant, a column, is of the share whose ``parameters`` are given."""
     group = f"coalesce(CAST(:payers AS jsonb) ->> {tenant}, {tenant})"
     return f"(CAST(:first_bucket AS integer) IS NULL OR bucket({group}) BETWEEN :first_bucket AND :last_bucket)"
+
+
+def due_anew(connection: Connection, share: Share, start: datetime, end: datetime) -> None:
+    """Makes hours of ``[start, end)`` due again whose shard was metered while tenants shared customers in another way.
+
+    For what comes after metering: a tenant that has moved to another shard since is neither's to rate or to bill.
+    """
+    if share.shard is not None:
+        given = {"shards": share.shard.of, "shard": share.shard.number, "layout": share.layout}
+        connection.execute(_DUE_ANEW, {**given, "start": start, "end": end})
+
+
+_DUE_ANEW = text("""
+    INSERT INTO hour_recounts (hour, asked, done)
+    SELECT hour, 1, 0 FROM (
+        SELECT DISTINCT ON (hour) hour, layout FROM metered_shards
+        WHERE hour >= :start AND hour < :end AND shards = :shards AND shard = :shard
+        ORDER BY hour, landings DESC, recounts DESC, metered_at DESC) AS newest
+    WHERE layout <> :layout
+    ON CONFLICT (hour) DO UPDATE SET asked = hour_recounts.asked + 1
+""")

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog, hours_between, openclaw_service
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows
-from clawbill_pipeline.ledger.sharding import Shard, Share, in_share, share_of
+from clawbill_pipeline.ledger.sharding import Shard, Share, due_anew, in_share, share_of
 from clawbill_pipeline.ledger.tallies import Tally, add_tally, histogram
 from clawbill_pipeline.ledger.turns import hours_turn, said
 from clawbill_pipeline.money import total
@@ -141,7 +141,9 @@ def rate(
         if len(due) < CHUNK:
             break
     with ledger.transaction() as connection:
-        given = {"start": start, "end": end, **share_of(connection, shard).parameters}
+        share = share_of(connection, shard)
+        due_anew(connection, share, start, end)
+        given = {"start": start, "end": end, **share.parameters}
         amounts = {row.currency: row.amount for row in connection.execute(_AMOUNTS, given)}
     return tally.result(len(hours), amounts)
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from clawbill_pipeline.delivery.planning import plan
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.sharding import BUCKETS, DUCK_BUCKET, Shard, Share, bucket, shards
 from clawbill_pipeline.ledger.sharing import Sharing
@@ -103,7 +104,13 @@ def landings(draw: st.DrawFn) -> list[list[Event]]:
 
 
 def check_joined(
-    folders: pytest.TempPathFactory, server: AnyServer, template: str, arrivals: list[list[Event]], of: int, seed: int
+    folders: pytest.TempPathFactory,
+    server: AnyServer,
+    template: str,
+    arrivals: list[list[Event]],
+    of: int,
+    seed: int,
+    hours: int = 3,
 ) -> None:
     found = []
     for parts in (1, of):
@@ -111,7 +118,7 @@ def check_joined(
             chance = random.Random(seed)
             for arrival in arrivals:
                 place.land(arrival)
-                for hour in range(3):
+                for hour in range(hours):
                     meter_all(place, parts, chance, hour)
             for hour, _ in late_hours(place.ledger, before=NOW, missed_before=NOW):  # members that moved
                 meter_all(place, parts, chance, (hour - START) // HOUR)
@@ -128,14 +135,14 @@ def test_joined_shards_are_the_whole(
     arrivals = [
         [
             event(
-                f"e{chance.randrange(40)}", chance.randrange(180), chance.randint(1, 3), line=line,
+                f"e{chance.randrange(40)}", chance.randrange(120), chance.randint(1, 3), line=line,
                 tenant_id=chance.choice(TENANTS), service=chance.choice(services), user=chance.choice(["ann", "bob"]),
             )
             for line in range(150)
         ]
         for _ in range(2)
     ]  # fmt: skip
-    check_joined(tmp_path_factory, postgres_server, ledger_template, arrivals, 3, 8)
+    check_joined(tmp_path_factory, postgres_server, ledger_template, arrivals, 2, 8, hours=2)
 
 
 @pytest.mark.slow
@@ -199,6 +206,22 @@ def test_tenants_that_come_to_share_a_customer_are_in_no_gap(place: World) -> No
     assert sum(place.held().values()) == len(TENANTS)
 
 
+def test_an_hour_is_due_again_where_tenants_moved_between_its_metering_and_what_comes_after(place: World) -> None:
+    place.land([event(f"x-{tenant}", 3, tenant_id=tenant) for tenant in TENANTS])
+    for part in shards(2):
+        place.meter(shard=part)
+    given = {"catalog": place.catalog, "now": NOW, "run_id": "run", "shard": Shard(2, 2)}
+    plan(place.ledger, hours=(START, START + HOUR), **given)
+    assert late_hours(place.ledger, before=NOW) == []
+    with place.ledger.transaction() as c:
+        c.execute(text("UPDATE stripe_customers SET payer_id = NULL, customer_id = 'cus_2' WHERE tenant_id = 'globex'"))
+    plan(place.ledger, hours=(START, START + HOUR), **given)
+    assert late_hours(place.ledger, before=NOW) == [(START, 2)]
+    for part in shards(2):
+        place.meter(shard=part)
+    assert late_hours(place.ledger, before=NOW) == []
+
+
 def test_a_shard_takes_nothing_from_the_others(place: World) -> None:
     place.land([event(f"x-{tenant}", 3, tenant_id=tenant) for tenant in TENANTS])
     place.meter()
@@ -226,7 +249,7 @@ def test_ids_are_looked_for_across_hours_that_were_metered_another_way(place: Wo
     for part in shards(2):
         place.meter(1, shard=part)
     place.land([e._replace(at=e.at + timedelta(hours=2)) for e in used])
-    for part in shards(5):
+    for part in shards(3):
         place.meter(2, shard=part)
     assert sum(place.held().values()) == len(TENANTS)
     assert len(place.rows("SELECT 1 FROM quarantine")) == 2 * len(TENANTS)
