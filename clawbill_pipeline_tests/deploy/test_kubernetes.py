@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -88,8 +89,7 @@ def rendered(folder: Path) -> list[dict[str, Any]]:
         )
         parts = [done.stdout]
     else:
-        import helm_python
-
+        helm_python = importlib.import_module("helm_python")  # no requirement of ours
         with helm_python.Chart.load(copy) as loaded:
             parts = [
                 text for name, text in loaded.render(values, name="clawbill").items() if not name.endswith("NOTES.txt")
