@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,23 @@ def test_late_usage_asks_for_a_run_a_shard(place: World) -> None:
         runs = list(late_usage.evaluate_tick(context).run_requests or ())
     assert [run.tags["clawbill/shard"] for run in runs] == ["1/3", "2/3", "3/3"]
     assert len({run.run_key for run in runs}) == 3
+
+
+def test_an_hour_that_stays_late_is_asked_for_again(place: World) -> None:
+    place.land([event("1")])
+    place.meter()
+    place.land([event("2")])
+    keys = []
+    for hours in (0, 1, 6):
+        resources = {
+            "ledger": place.ledger,
+            "clock": lambda at=hours: NOW + timedelta(hours=at),
+            "catalog": catalogue(),
+        }
+        with dg.build_sensor_context(resources=resources, definitions=defs) as context:
+            keys += [run.run_key for run in late_usage.evaluate_tick(context).run_requests or ()]
+    # Dagster starts one run a key: that of the first ask has had its turn, and its retries, before the last one.
+    assert (len(keys), keys[0] == keys[1], keys[0] == keys[2]) == (3, True, False)
 
 
 def materialized(place: World, **tags: str) -> dg.ExecuteInProcessResult:

@@ -15,6 +15,8 @@ from clawbill_pipeline.metering import late_hours
 
 #: Hours a tick: after a long time down they are caught up with in small steps.
 A_TICK = 50
+#: An hour that is still late after so long is asked for again: what its run failed of, a full disk say, may be mended.
+AGAIN = timedelta(hours=6)
 
 
 @dg.sensor(
@@ -26,7 +28,10 @@ def late_usage(
     ledger: dg.ResourceParam[Ledger],
     clock: dg.ResourceParam[Clock],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run, or one a shard, an hour that late usage touched or that no schedule ran for; with each landing anew."""
+    """One run, or one a shard, an hour that late usage touched or that no schedule ran for.
+
+    It is asked for anew with each landing, and every six hours as long as the hour is late.
+    """
     now = clock()
     # The schedule has its turn first: an hour counts as missed two hours after it should have run.
     missed = now - catalog.calendar.metering_lag - timedelta(hours=3)
@@ -35,4 +40,4 @@ def late_usage(
         yield dg.SkipReason("Every hour that logs have landed for is metered with all of them.")
     for hour, landings in late:
         key = hours_before(hour)
-        yield from runs_of_hour(catalog, key, f"{key}-{landings}")
+        yield from runs_of_hour(catalog, key, f"{key}-{landings}-{now.timestamp() // AGAIN.total_seconds():.0f}")
