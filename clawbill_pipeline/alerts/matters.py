@@ -1,4 +1,7 @@
-"""What there is to tell, read from the ledger: breaks, stale sources, parked tenants, held invoices. Sends nothing."""
+"""What there is to tell, read from the ledger: breaks, stale sources, unusual volumes, parked tenants, held invoices.
+
+Sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ ASSET_OF_STEP = {
 ASSETS_OF_KIND = {
     "break": ("usage_reconciliation",),
     "source": ("usage_events",),
+    "volume": ("metered_usage",),
     "parked": ("stripe_usage_records",),
     "held": ("invoice_drafts",),
 }
@@ -112,6 +116,11 @@ WITH matters AS (
   LEFT JOIN LATERAL (
     SELECT landed_at AS newest FROM landings WHERE source = s.name ORDER BY id DESC LIMIT 1) l ON true
   WHERE coalesce(l.newest, :start) + s.stale_after < :now
+  UNION ALL
+  SELECT 'volume', v.tenant_id || ' ' || v.service, 'Unusual volumes', NULL, NULL, NULL,
+    'tenant ' || v.tenant_id || ' used ' || trim_scale(v.quantity) || ' of ' || v.service || ' in the hour of '
+      || to_char(v.hour, 'YYYY-MM-DD"T"HH24:MI"Z"') || ', usually ' || trim_scale(round(v.usual, 3))
+  FROM unusual_volumes v WHERE v.hour = (SELECT max(hour) FROM metered_hours)
   UNION ALL
   SELECT 'parked', p.tenant_id || ' ' || p.parked, 'Parked usage records', NULL, p.amount, c.currency,
     'tenant ' || p.tenant_id || ': ' || p.records || ' usage records are parked (' || p.parked || '), the oldest of '

@@ -169,6 +169,23 @@ metered_shards = Table(
     Column("run_id", Text, nullable=False),
 )
 
+# What was far from usual in the hour that was the newest then: for alerts to tell.
+unusual_volumes = Table(
+    "unusual_volumes",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
+    Column("service", Text, primary_key=True),
+    _number("quantity"),
+    Column(
+        "usual",
+        Numeric(38, 12),
+        nullable=False,
+        comment="What the tenant usually uses at that time, in the service's unit.",
+    ),
+    _at("found_at"),
+)
+
 # Hours that were metered for some tenants ahead of everybody else, since their invoice was about to go out.
 metered_ahead = Table(
     "metered_ahead",
@@ -739,7 +756,7 @@ for _table in metadata.tables.values():
 PARTITIONED = (metered_usage, rated_usage, usage_records)
 APPEND_ONLY = (
     landings, landed_hours, landings_mark, quarantine, usage_witnesses, witnessed_usage, metered_hours,
-    metered_shards, metered_ahead,
+    metered_shards, metered_ahead, unusual_volumes,
     metered_usage, rated_usage, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
     archived_months,

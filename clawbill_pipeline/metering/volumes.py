@@ -1,7 +1,8 @@
 """Drops and jumps: hours in which a tenant used far less or far more than it usually does. Nobody's bill waits for it.
 
-Usual is the median of the same hour of the week in the four weeks before, or, where there was nothing, of the day
-before. What is looked at is the same for every hour, however long the history is.
+Those of the newest hour are written down, for alerts to tell. Usual is the median of the same hour of the week in the
+four weeks before, or, where there was nothing, of the day before. What is looked at is the same for every hour, however
+long the history is.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from decimal import Decimal
 from statistics import median
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.catalog.volumes import Volumes
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.money import plain, rounded
+from clawbill_pipeline.money import SCALE, plain, rounded
 from clawbill_pipeline.results import Check
 
 #: Of a run of many hours, the newest ones are looked at.
 MOST_HOURS = 24
+#: Of an hour, the largest are written down: where all are unusual, it is one matter, and no thousands.
+MOST_TOLD = 100
 _SHOWN = 20
 _WEEK, _WEEKS = timedelta(days=7), 4
 _DAY = 24
@@ -58,8 +61,11 @@ class Watched:
     checks: tuple[Check, ...]
 
 
-def watch_volumes(ledger: Ledger, catalog: Catalog, *, start: datetime, end: datetime) -> Watched:
-    """Compares the newest metered hours of ``[start, end)`` with what each tenant usually uses. Changes nothing."""
+def watch_volumes(ledger: Ledger, catalog: Catalog, *, start: datetime, end: datetime, now: datetime) -> Watched:
+    """Compares the newest metered hours of ``[start, end)`` with what each tenant usually uses.
+
+    What is unusual in the newest hour of all is written down once; called again, it changes no row.
+    """
     first = max(start, end - MOST_HOURS * HOUR)
     hours = [first + number * HOUR for number in range(int((end - first) / HOUR))]
     found: list[Unusual] = []
@@ -73,8 +79,10 @@ def watch_volumes(ledger: Ledger, catalog: Catalog, *, start: datetime, end: dat
                 rows = connection.execute(_QUANTITIES, looked_at).all()
                 weeks = [at for at in past if at in metered]
                 found += unusual(hour, rows, weeks, [at for at in recent if at in metered], catalog.volumes)
+        largest = sorted(found, key=lambda each: (-max(each.quantity, each.usual), str(each)))
+        newest = connection.scalar(_NEWEST)
+        _write(connection, [each for each in largest if each.hour == newest][:MOST_TOLD], now)
     drops = sum(each.kind == "drop" for each in found)
-    largest = sorted(found, key=lambda each: (-max(each.quantity, each.usual), str(each)))
     return Watched(
         len(hours),
         drops,
@@ -93,6 +101,16 @@ def watch_volumes(ledger: Ledger, catalog: Catalog, *, start: datetime, end: dat
             ),
         ),
     )
+
+
+def _write(connection: Connection, found: Sequence[Unusual], now: datetime) -> None:
+    rows = [
+        {"hour": each.hour, "tenant_id": each.tenant_id, "service": each.service, "quantity": each.quantity,
+         "usual": rounded(each.usual, SCALE), "now": now}
+        for each in found
+    ]  # fmt: skip
+    if rows:
+        connection.execute(_FOUND, rows)
 
 
 def unusual(
@@ -129,6 +147,11 @@ def _median(known: Mapping[datetime, tuple[Decimal, int]], hours: Sequence[datet
     return median(quantity for quantity, _ in there), median(Decimal(events) for _, events in there)
 
 
+_NEWEST = text("SELECT max(hour) FROM metered_hours")
+_FOUND = text("""
+    INSERT INTO unusual_volumes (hour, tenant_id, service, quantity, usual, found_at)
+    VALUES (:hour, :tenant_id, :service, :quantity, :usual, :now) ON CONFLICT DO NOTHING
+""")
 _METERED = text("SELECT DISTINCT hour FROM metered_hours WHERE hour = ANY(CAST(:hours AS timestamptz[]))")
 _QUANTITIES = text("""
     SELECT tenant_id, service, hour, sum(quantity) AS quantity, CAST(sum(events) AS bigint) AS events

@@ -243,3 +243,27 @@ def test_a_failed_run_is_told_at_once_and_later_where_that_failed(month: Month, 
     assert [message["title"] for message in posted.received] == ["clawbill: run of hourly_billing failed"]
     assert _tell(month, routes) == Telling(0, ())
     assert len(mail.received) == 1
+
+
+def test_a_volume_that_is_far_from_usual_is_told_until_one_is_usual_again(month: Month, mail: Mailbox) -> None:
+    month.land_usage()
+    month.meter()
+    newest = hour(2)
+    found = "INSERT INTO unusual_volumes VALUES (:hour, 'acme', 'tokens', 400.5, 33.333333333333, :hour)"
+    month.run(found, hour=newest)
+    month.run(found.replace("acme", "osaka"), hour=hour(1))
+    route = f"team:data={mail.url('ops@example.com')}"
+    assert _tell(month, route) == Telling(1, ())
+    assert _tell(month, route) == Telling(0, ())
+    ((subject, body),) = mail.texts()
+    assert subject == "clawbill: Unusual volumes: 1"
+    assert "tenant acme used 400.5 of tokens in the hour of 2026-10-01T02:00Z, usually 33.333" in body
+    # The next hour is unusual as well: the same matter.
+    month.run("INSERT INTO metered_hours SELECT :hour, landings, events, duplicates, conflicts, changed, metered_at,"
+              " run_id FROM metered_hours LIMIT 1", hour=hour(3))  # fmt: skip
+    month.run(found, hour=hour(3))
+    assert _tell(month, route) == Telling(0, ())
+    month.run("INSERT INTO metered_hours SELECT :hour, landings, events, duplicates, conflicts, changed, metered_at,"
+              " run_id FROM metered_hours LIMIT 1", hour=hour(4))  # fmt: skip
+    assert _tell(month, route) == Telling(1, ())
+    assert mail.texts()[-1][0] == "clawbill: resolved: Unusual volumes: 1"

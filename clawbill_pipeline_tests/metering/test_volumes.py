@@ -73,7 +73,7 @@ def place(tmp_path: Path, ledger_url: str) -> Iterator[World]:
         yield made
 
 
-def test_a_run_names_them_and_changes_nothing(place: World):
+def test_a_run_names_them_and_notes_those_of_the_newest_hour(place: World):
     limits = Volumes(minimum_events=3)
     place.catalog = place.catalog.model_copy(update={"volumes": limits})
     week = 7 * 24
@@ -85,7 +85,7 @@ def test_a_run_names_them_and_changes_nothing(place: World):
     place.meter(week * 3)
     start = START + 3 * WEEK
     before = place.rows("SELECT * FROM metered_usage")
-    watched = watch_volumes(place.ledger, place.catalog, start=start, end=start + HOUR)
+    watched = watch_volumes(place.ledger, place.catalog, start=start, end=start + HOUR, now=NOW)
     assert (watched.watched_hours, watched.drops, watched.jumps) == (1, 1, 1)
     (check,) = watched.checks
     assert (check.passed, check.serious) == (False, False)
@@ -93,8 +93,21 @@ def test_a_run_names_them_and_changes_nothing(place: World):
         "jump: acme calls 2026-11-22T00Z: 400, usually 4; drop: globex calls 2026-11-22T00Z: 0, usually 4"
     )
     assert place.rows("SELECT * FROM metered_usage") == before
+    told = place.rows("SELECT * FROM unusual_volumes")
+    watch_volumes(place.ledger, place.catalog, start=start, end=start + HOUR, now=NOW + HOUR)
+    assert place.rows("SELECT * FROM unusual_volumes") == told
+    assert [tuple(row.values()) for row in told] == [
+        (start, "acme", "calls", 400, 4, NOW),
+        (start, "globex", "calls", 0, 4, NOW),
+    ]
+    # Of the past nobody wants to be told.
+    place.meter(week * 3 + 5)
+    place.land([event("again", 60 * week * 3 + 60)])
+    place.meter(week * 3 + 1)
+    watch_volumes(place.ledger, place.catalog, start=start + HOUR, end=start + 2 * HOUR, now=NOW)
+    assert place.rows("SELECT * FROM unusual_volumes") == told
     # An hour that was not metered yet says nothing, and of a long backfill the newest hours are looked at.
-    watched = watch_volumes(place.ledger, place.catalog, start=START, end=START + 100 * HOUR)
+    watched = watch_volumes(place.ledger, place.catalog, start=START, end=START + 100 * HOUR, now=NOW)
     assert (watched.watched_hours, watched.drops + watched.jumps) == (24, 0)
     with place.ledger.transaction() as connection:
         assert connection.scalar(text("SELECT count(*) FROM metered_usage WHERE metered_at > :now"), {"now": NOW}) == 0

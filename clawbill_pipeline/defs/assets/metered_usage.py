@@ -43,5 +43,5 @@ def metered_usage(
     shard, run_id = shard_of(context), context.run.run_id
     result = meter(ledger, lake, catalog, **hours_of(context), now=clock(), run_id=run_id, shard=shard)
     closing = meter_unused(ledger, catalog, **hours_of(context), now=clock(), run_id=run_id, shard=shard)
-    watched = watch_volumes(ledger, catalog, **hours_of(context))
+    watched = watch_volumes(ledger, catalog, **hours_of(context), now=clock())
     return materialized(result, watched, rows=result.rows, closed_hours=len(closing))

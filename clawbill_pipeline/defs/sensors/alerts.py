@@ -1,4 +1,4 @@
-"""Tells people of open breaks, stale sources, parked usage and held invoices. What and whom is in alerts/."""
+"""Tells people of open breaks, stale sources, unusual volumes and the like. What and whom is in alerts/."""
 
 import dagster as dg
 
