@@ -18,8 +18,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from dagster._core.instance.ref import InstanceRef
+from dagster_k8s import job
 from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, construct_dagster_k8s_job
-from kubernetes.client import ApiClient
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 VALUES = DEPLOY / "kubernetes" / "values.yaml"
@@ -42,7 +42,7 @@ def job_of(container: dict[str, Any], pod: dict[str, Any], spec: dict[str, Any])
     arguments = ["dagster", "api", "execute_run", "{}"]
     user_defined = UserDefinedDagsterK8sConfig.from_dict(given)
     made = construct_dagster_k8s_job(config, arguments, "run-1", user_defined_k8s_config=user_defined)
-    found: dict[str, Any] = ApiClient().sanitize_for_serialization(made)
+    found: dict[str, Any] = job.kubernetes.client.ApiClient().sanitize_for_serialization(made)
     return found
 
 
@@ -55,9 +55,9 @@ def check_mounts(container: dict[str, Any]) -> None:
     assert given in ([], [HOME])
 
 
-def check_job(job: dict[str, Any]) -> None:
-    kubernetes_validate.validate(job, "1.37", strict=True)
-    pod = job["spec"]["template"]["spec"]
+def check_job(made: dict[str, Any]) -> None:
+    kubernetes_validate.validate(made, "1.37", strict=True)
+    pod = made["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     # An hour of ten million events needs more than the code server has.
     assert container["resources"]["limits"] == {"memory": "4Gi"}
