@@ -244,6 +244,14 @@ def test_recovers_from_kill_9(folder: Path) -> None:
     assert not running(folder)
 
 
+def test_a_server_that_has_ended_is_told_with_what_it_said_last(folder: Path) -> None:
+    embedded.start(folder, durable=False)
+    embedded.check(folder)
+    embedded.stop(folder)
+    with pytest.raises(EmbeddedServerError, match=r"has ended by itself. Its log is .*\n(.*\n)*.*system is shut down"):
+        embedded.check(folder)
+
+
 def test_a_stale_pid_file_of_an_unrelated_process(folder: Path) -> None:
     with serving(folder, durable=False) as server:
         pid_file = folder / "data" / "postmaster.pid"
