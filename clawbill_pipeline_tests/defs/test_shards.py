@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.test_utils import freeze_time
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster._scheduler.scheduler import ScheduleIterationTimes, launch_scheduled_runs
 
 from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.definitions import build_definitions, defs
@@ -16,6 +25,8 @@ from clawbill_pipeline.defs import schedules
 from clawbill_pipeline.defs.sensors.late_usage import late_usage
 from clawbill_pipeline_tests.metering.world import NOW, START, World, catalogue, event, world
 
+ROOT = Path(__file__).parents[2]
+LOG = logging.getLogger("two schedulers")
 SHARDED = "metering: {shards: 3}"
 TENANTS = ("acme", "globex", "kathmandu")
 
@@ -104,3 +115,27 @@ def test_a_tag_that_names_no_shard_fails_the_run_and_says_why(place: World) -> N
     (failure,) = [event for event in result.all_events if event.is_step_failure]
     data: Any = failure.event_specific_data
     assert "clawbill/shard: 5/4 is no shard: write 2/4" in data.user_failure_data.description
+
+
+@pytest.mark.filterwarnings("ignore")  # Dagster's own, of how it loads definitions
+def test_two_schedulers_on_one_storage_ask_for_an_hour_once(
+    tmp_path: Path, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's own scheduler, twice: what the second one finds asked for by the first one, it leaves alone."""
+    monkeypatch.setenv("CLAWBILL_DATABASE_URL", ledger_url)
+    monkeypatch.setattr(schedules, "catalog_at_load", lambda: catalogue(SHARDED))
+    shutil.copyfile(ROOT / "dagster.yaml", tmp_path / "dagster.yaml")
+    origin = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="clawbill_pipeline.definitions"), "clawbill")
+    start = datetime(2026, 11, 22, 14, 5, tzinfo=UTC)
+    with ExitStack() as opened:
+        instance = opened.enter_context(dg.DagsterInstance.from_config(str(tmp_path)))
+        workspace = opened.enter_context(WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin)))
+        daemons: list[dict[str, ScheduleIterationTimes]] = [{}, {}]  # all that a scheduler remembers
+        for minutes in (0, 6, 7):
+            now = start + timedelta(minutes=minutes)
+            for remembered in daemons:
+                with freeze_time(now):
+                    assert not [said for said in launch_scheduled_runs(workspace, LOG, now, remembered) if said]
+        runs = [run for run in instance.get_runs() if run.job_name == "hourly_billing"]
+    assert sorted(run.tags["clawbill/shard"] for run in runs) == ["1/3", "2/3", "3/3"]
+    assert {run.tags["dagster/partition"] for run in runs} == {"2026-11-22-13:00"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import SecretStr
 
+from clawbill_pipeline.delivery import sending
+from clawbill_pipeline.delivery.outbox import claiming, due_lanes
 from clawbill_pipeline.delivery.sending import deliver
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline_tests.delivery.faults import faulty
@@ -137,3 +141,38 @@ def test_a_negative_usage_record_is_parked(world: World) -> None:
     result = world.deliver()
     assert result.delivered == 1
     assert world.held("acme", "tokens") == 2_000_000
+
+
+def test_what_another_delivery_has_in_hand_is_waited_for_and_then_sent(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other one may have read the customer's records before the newest was planned."""
+    world.provision()
+    world.rate("acme", "tokens", T0, "1")
+    world.plan()
+    lanes = due_lanes(world.ledger, world.now())
+    with ThreadPoolExecutor() as other, claiming(world.ledger, "other") as claims:
+        assert claims.take(lanes) == lanes
+        waiting = other.submit(world.deliver)
+        while "another run is at the same delivery, waiting for it: run other" not in caplog.text:
+            time.sleep(0.02)
+        claims.release(lanes)
+        delivered = waiting.result(60)
+    assert (delivered.delivered, delivered.busy, delivered.waited_for) == (1, 0, "run other")
+    assert world.held("acme", "tokens", T0) == 1_000_000
+
+
+def test_nobody_waits_for_ever_for_what_another_delivery_has_in_hand(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_BUSY_AT_MOST", 0.0)
+    world.provision()
+    world.rate("acme", "tokens", T0, "1")
+    world.plan()
+    lanes = due_lanes(world.ledger, world.now())
+    with claiming(world.ledger, "other") as claims:
+        claims.take(lanes)
+        delivered = world.deliver()
+    assert (delivered.delivered, delivered.busy) == (0, 1)
+    assert not delivered.checks[0].passed
+    assert world.deliver().delivered == 1

@@ -19,10 +19,12 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.sharding import BUCKETS, DUCK_BUCKET, Shard, Share, bucket, shards
 from clawbill_pipeline.ledger.sharing import Sharing
 from clawbill_pipeline.metering import late_hours
+from clawbill_pipeline.metering.ahead import meter_ahead
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.metering.world import HOUR, NOW, START, Event, World, event, world
 
 TENANTS = ["acme", "globex", "kathmandu", "nobody-knows", "Zürich", *(f"t-{number}" for number in range(12))]
+SHARING = Sharing({"globex": "acme"}, {"acme": ("globex",)})
 #: What is compared; the rest says when and by which run.
 TABLES = {
     "metered_usage": "hour, tenant_id, service, dimensions, window_start, revision, quantity, events, reason",
@@ -173,6 +175,17 @@ def test_an_hour_is_metered_once_its_last_shard_is(place: World) -> None:
     assert late_hours(place.ledger, **missed) == []
 
 
+def test_an_invoice_does_not_wait_for_a_shard_that_fails(place: World) -> None:
+    place.land([event(f"x-{tenant}", 3, tenant_id=tenant) for tenant in TENANTS])
+    place.meter(shard=Shard(1, 2))
+    of_second = [tenant for tenant in TENANTS if Share(Shard(2, 2), SHARING).holds(tenant)]
+    given = {"start": START, "until": START + HOUR, "now": NOW, "run_id": "draft"}
+    assert meter_ahead(place.ledger, place.lake, place.catalog, tenants=of_second[:1], **given) == [START]
+    held = {tenant for _, tenant, *_ in place.held()}
+    assert held == {*TENANTS} - {*of_second[1:]}
+    assert place.meter(shard=Shard(2, 2)).new_revisions == len(of_second) - 1
+
+
 def test_a_landing_that_only_some_shards_have_seen_is_still_to_be_counted(place: World) -> None:
     place.land([event("1"), event("2", 1, tenant_id="kathmandu")])
     place.meter(shard=Shard(1, 2))
@@ -234,9 +247,8 @@ def test_a_shard_takes_nothing_from_the_others(place: World) -> None:
 
 
 def test_tenants_that_share_a_customer_never_part() -> None:
-    sharing = Sharing({"globex": "acme"}, {"acme": ("globex",)})
     for part in shards(BUCKETS):
-        share = Share(part, sharing)
+        share = Share(part, SHARING)
         assert share.holds("globex") == share.holds("acme")
 
 

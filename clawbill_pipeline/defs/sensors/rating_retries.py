@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from clawbill_pipeline.clock import Clock
+from clawbill_pipeline.defs.environment import catalog_at_load
 from clawbill_pipeline.defs.jobs import late_billing
 from clawbill_pipeline.defs.partitions import hours_before
+from clawbill_pipeline.defs.shards import runs_of_hour
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.rating.retries import due_hours
 
@@ -20,7 +22,7 @@ A_TICK = 20
 def rating_retries(
     context: dg.SensorEvaluationContext, ledger: dg.ResourceParam[Ledger], clock: dg.ResourceParam[Clock]
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """One run an hour that is due; what it books is sent by the same run."""
+    """One run, or one a shard, an hour that is due; what it books is sent by the same run."""
     now = clock()
     due = due_hours(ledger, now=now, limit=A_TICK)
     if not due:
@@ -28,4 +30,4 @@ def rating_retries(
     for hour in due:
         key = hours_before(hour)
         # A failed attempt moves the next one on, so that the same minute never asks for the same hour twice.
-        yield dg.RunRequest(run_key=f"{key}-retry-{now:%Y-%m-%dT%H:%M}", partition_key=key)
+        yield from runs_of_hour(catalog_at_load(), key, f"{key}-retry-{now:%Y-%m-%dT%H:%M}")
