@@ -26,7 +26,7 @@ FEW = ("landings", "landed_hours", "metered_hours", "reconciliations")
 OF_A_TABLE, PAGES, OF_ALL = 0.2, 16 * 8192, 0.1
 
 
-@pytest.mark.parametrize(("tenants", "events", "hours", "closes"), [(40, 20_000, 2, 1), (160, 80_000, 2, 0)])
+@pytest.mark.parametrize(("tenants", "events", "hours", "closes"), [(25, 10_000, 2, 1), (100, 40_000, 2, 0)])
 def test_a_run_leaves_behind_what_was_predicted(
     tenants: int, events: int, hours: int, closes: int, ledger_url: str, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clawbill_pipeline_tests.benchmarks import metering, wide
+from clawbill_pipeline_tests.benchmarks import wide
 from clawbill_pipeline_tests.benchmarks.common import output_of
 
 
@@ -12,7 +12,7 @@ def names(rows: list[wide.Row]) -> list[str]:
     return [what for what, *_ in rows]
 
 
-def test_shards_and_the_month_are_told() -> None:
+def test_shards_are_told_beside_the_whole() -> None:
     shards = list(wide.sharded(wide.TINY))
     assert names(shards) == [
         "2,000 events from the lake to Stripe, one process",
@@ -20,11 +20,6 @@ def test_shards_and_the_month_are_told() -> None:
     ]
     (_, alone, first, _), (_, together, ratio, _) = shards
     assert (first, ratio) == ("", f"{together / alone:.2f}")
-
-
-def test_the_last_hour_of_a_month_is_told_beside_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metering, "_BEFORE", 1)
-    assert names(list(wide.month(wide.TINY))) == ["50 events to the ledger, hour 1", "50 events to the ledger, hour 3"]
 
 
 @pytest.mark.slow
