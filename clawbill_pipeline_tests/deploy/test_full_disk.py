@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -34,9 +35,7 @@ from clawbill_pipeline_tests.scenarios.test_interrupted import logs_of_a_day
 from clawbill_pipeline_tests.usage.conftest import NOW, catalogue_text
 from clawbill_pipeline_tests.usage.test_mapped import PLAIN
 
-TENANTS, HOURS, EVENTS, TWICE = 10, 2, 400_000, 5
-#: What each of the tenants uses: event ``n`` is of tenant ``n % TENANTS`` and of ``n % 8`` eighths.
-USED = {f"t-{number}": Decimal(sum(n % 8 for n in range(number, EVENTS, TENANTS))) / 8 for number in range(TENANTS)}
+TENANTS, HOURS, TWICE = 10, 2, 5
 
 
 class Worker:
@@ -71,15 +70,33 @@ def working(disk: Disk, *arguments: str, **env: str | Path) -> Iterator[Worker]:
         worker.end()
 
 
-@pytest.fixture(scope="module")
-def usage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue, and beside it two hours of usage: 20 MB in the lake. Every fifth event is there twice."""
-    folder = tmp_path_factory.mktemp("usage")
+@dataclass(frozen=True)
+class Usage:
+    """A catalogue in a folder, and beside it two hours of events; every fifth is there twice."""
+
+    folder: Path
+    events: int
+
+    @property
+    def lines(self) -> int:
+        return self.events + self.events // TWICE
+
+    def used(self) -> dict[str, Decimal]:
+        """What each tenant uses: event ``n`` is of tenant ``n % TENANTS``, and of ``n % 8`` eighths."""
+        eighths = {t: sum(n % 8 for n in range(t, self.events, TENANTS)) for t in range(TENANTS)}
+        return {f"t-{tenant}": Decimal(count) / 8 for tenant, count in eighths.items()}
+
+    def settings(self, ledger_url: str, **more: str | Path) -> dict[str, str | Path]:
+        given = {"CLAWBILL_CATALOG": self.folder / "catalog.yaml", "CLAWBILL_CLOCK": self.folder / "clock"}
+        return {**given, "CLAWBILL_DATABASE_URL": ledger_url, **more}
+
+
+def write_usage(folder: Path, count: int) -> Usage:
     source = {"name": "logs", "kind": "files", "path": "logs", "pattern": "*.parquet", "mapping": PLAIN}
     (folder / "catalog.yaml").write_text(catalogue_text(source))
     (folder / "clock").write_text(NOW.isoformat())
     random = np.random.default_rng(8)
-    numbers = np.arange(EVENTS)
+    numbers = np.arange(count)
     begin = int((NOW - timedelta(hours=HOURS)).timestamp() * 1e6)
     events = pa.table(
         {
@@ -87,13 +104,25 @@ def usage(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "who": pa.array([f"t-{number}" for number in range(TENANTS)]).take(pa.array(numbers % TENANTS)),
             "what": pa.array(["api.calls"]).take(pa.array(numbers * 0)),
             "much": pa.array([Decimal(n) / 8 for n in range(8)]).take(pa.array(numbers % 8)),
-            "at": pa.array(begin + numbers * HOURS * 3_600_000_000 // EVENTS, pa.timestamp("us", tz="UTC")),
+            "at": pa.array(begin + numbers * HOURS * 3_600_000_000 // count, pa.timestamp("us", tz="UTC")),
         }
     )
     (folder / "logs").mkdir()
     again = events.take(pa.array(numbers[::TWICE]))
     pq.write_table(pa.concat_tables([events, again]), folder / "logs" / "a.parquet")
-    return folder
+    return Usage(folder, count)
+
+
+@pytest.fixture(scope="module")
+def usage(tmp_path_factory: pytest.TempPathFactory) -> Usage:
+    """Some: two megabytes in the lake."""
+    return write_usage(tmp_path_factory.mktemp("usage"), 40_000)
+
+
+@pytest.fixture(scope="module")
+def much_usage(tmp_path_factory: pytest.TempPathFactory) -> Usage:
+    """So much that DuckDB does not count it in 60 MB without putting some of it aside."""
+    return write_usage(tmp_path_factory.mktemp("usage"), 400_000)
 
 
 def metered(ledger: Ledger) -> dict[str, Decimal]:
@@ -111,40 +140,32 @@ def rows(ledger: Ledger, table: str) -> int:
     return int(count or 0)
 
 
-def settings_of(usage: Path, ledger_url: str, **more: str | Path) -> dict[str, str | Path]:
-    given = {"CLAWBILL_CATALOG": usage / "catalog.yaml", "CLAWBILL_CLOCK": usage / "clock"}
-    return {**given, "CLAWBILL_DATABASE_URL": ledger_url, **more}
-
-
-ALL = EVENTS + EVENTS // TWICE
-
-
-def test_a_lake_that_runs_full_keeps_no_half_of_a_landing(usage: Path, tmp_path: Path, ledger_url: str) -> None:
+def test_a_lake_that_runs_full_keeps_no_half_of_a_landing(usage: Usage, tmp_path: Path, ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     with (
-        mounted(tmp_path / "lake", "40m") as disk,
-        working(disk, **settings_of(usage, ledger_url, CLAWBILL_LAKE=disk.folder)) as worker,
+        mounted(tmp_path / "lake", "8m") as disk,
+        working(disk, **usage.settings(ledger_url, CLAWBILL_LAKE=disk.folder)) as worker,
     ):
-        disk.fill(leave=12_000_000)
+        disk.fill(leave=1_200_000)
         failed = worker.does("land")
         assert failed["error"] == "DiskFull", failed
         assert f"no room left below {disk.folder}" in failed["said"]
         assert rows(ledger, "landings") == rows(ledger, "landed_hours") == 0
         # The first hour's file had room: it is whole, and nobody's. Of the second one nothing is left.
         (alone,) = (path for path in disk.seen.rglob("*") if path.is_file() and path.name != "ballast")
-        assert pq.read_metadata(alone).num_rows == ALL // HOURS
+        assert pq.read_metadata(alone).num_rows == usage.lines // HOURS
         disk.clear()
-        assert worker.does("land") == {"events": ALL, "problems": []}
-        assert worker.does("meter")["events"] == ALL
-    assert metered(ledger) == USED
+        assert worker.does("land") == {"events": usage.lines, "problems": []}
+        assert worker.does("meter")["events"] == usage.lines
+    assert metered(ledger) == usage.used()
     ledger.dispose()
 
 
 def test_a_worker_without_room_for_temporary_files_says_so_and_writes_nothing(
-    usage: Path, tmp_path: Path, ledger_url: str, bucket: Bucket
+    much_usage: Usage, tmp_path: Path, ledger_url: str, bucket: Bucket
 ) -> None:
     ledger = Ledger(ledger_url)
-    env = settings_of(usage, ledger_url, CLAWBILL_LAKE=f"{bucket.address}/lake", CLAWBILL_MEMORY_LIMIT="60MB")
+    env = much_usage.settings(ledger_url, CLAWBILL_LAKE=f"{bucket.address}/lake", CLAWBILL_MEMORY_LIMIT="60MB")
     with mounted(tmp_path / "tmp", "64m") as disk, working(disk, **env, TMPDIR=disk.folder) as worker:
 
         def fails(what: str, leave: int, remedy: str) -> None:
@@ -159,13 +180,13 @@ def test_a_worker_without_room_for_temporary_files_says_so_and_writes_nothing(
         # On their way to the store, files are written here first.
         fails("land", 4_000_000, "set TMPDIR")
         assert (rows(ledger, "landings"), [name for name in bucket.names() if "usage_events" in name]) == (0, [])
-        assert worker.does("land") == {"events": ALL, "problems": []}
+        assert worker.does("land") == {"events": much_usage.lines, "problems": []}
         # Copies of what is in the store; then these have room, and what DuckDB has no memory for has none.
         fails("meter", 4_000_000, "set TMPDIR")
         fails("meter", 24_000_000, "raise CLAWBILL_MEMORY_LIMIT")
         assert rows(ledger, "metered_usage") == rows(ledger, "metered_hours") == 0
-        assert worker.does("meter")["events"] == ALL
-    assert metered(ledger) == USED
+        assert worker.does("meter")["events"] == much_usage.lines
+    assert metered(ledger) == much_usage.used()
     ledger.dispose()
 
 
@@ -175,7 +196,7 @@ def test_a_report_is_the_old_one_or_the_new_one_whatever_room_there_is(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "catalog.yaml").write_text(CATALOG)
-    env = settings_of(tmp_path, ledger_url)
+    env = Usage(tmp_path, 0).settings(ledger_url)
     (tmp_path / "clock").write_text(MONTH_OVER.isoformat())
     with mounted(tmp_path / "small", "4m") as disk, working(disk, **env, CLAWBILL_REPORTS=disk.folder) as worker:
         disk.fill(leave=20_000)
@@ -194,8 +215,8 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_database_without_room_is_named_and_takes_all_or_nothing(usage: Path, tmp_path: Path) -> None:
-    env = settings_of(usage, "", CLAWBILL_LAKE=tmp_path / "lake")
+def test_a_database_without_room_is_named_and_takes_all_or_nothing(usage: Usage, tmp_path: Path) -> None:
+    env = usage.settings("", CLAWBILL_LAKE=tmp_path / "lake")
     with mounted(tmp_path / "small", "160m") as disk, working(disk, str(disk.folder / "postgres"), **env) as worker:
 
         def fails(what: str, leave: int) -> None:
@@ -208,12 +229,12 @@ def test_a_database_without_room_is_named_and_takes_all_or_nothing(usage: Path, 
 
         assert worker.does("used") == {}
         fails("land", 0)
-        assert worker.does("land") == {"events": ALL, "problems": []}
+        assert worker.does("land") == {"events": usage.lines, "problems": []}
         fails("meter", 100_000)
         assert worker.does("used") == {}
-        assert worker.does("meter")["events"] == ALL
+        assert worker.does("meter")["events"] == usage.lines
         # One revision each: nothing was there before.
-        assert worker.does("used") == {tenant_id: [str(used), 1] for tenant_id, used in USED.items()}
+        assert worker.does("used") == {tenant_id: [str(used), 1] for tenant_id, used in usage.used().items()}
 
 
 @pytest.mark.slow

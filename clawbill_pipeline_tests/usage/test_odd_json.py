@@ -105,7 +105,7 @@ def member(name: str, *told: str) -> bytes:
     ).encode()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(line=odd_lines(), closed=st.booleans())
 @example(line=member("x", "1", "2"), closed=False)
 @example(line=member("x", '{"a":1,"a":2}'), closed=False)
