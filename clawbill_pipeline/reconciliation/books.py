@@ -94,14 +94,23 @@ LEDGER_TABLES: dict[str, tuple[dict[str, str], str]] = {
         " ORDER BY hour, tenant_id, service, id DESC",
     ),
     "hours": (
-        {"hour": "TIMESTAMPTZ", "landed": "BIGINT", "landed_at": "TIMESTAMPTZ", "counted": "BIGINT"},
+        {
+            "hour": "TIMESTAMPTZ",
+            "landed": "BIGINT",
+            "landed_at": "TIMESTAMPTZ",
+            "counted": "BIGINT",
+            "shards": "VARCHAR",
+        },
         """
         , l AS (SELECT hour, count(*) AS landed, max(landed_at) AS landed_at
                 FROM landed_hours JOIN landings ON id = landing_id
                 WHERE hour >= :first_hour AND hour < :last GROUP BY hour),
         m AS (SELECT hour, max(landings) AS counted FROM metered_hours
+              WHERE hour >= :first_hour AND hour < :last GROUP BY hour),
+        s AS (SELECT hour, string_agg(DISTINCT shard || '/' || shards, ', ') AS shards FROM metered_shards
               WHERE hour >= :first_hour AND hour < :last GROUP BY hour)
-        SELECT hour, coalesce(l.landed, 0), l.landed_at, m.counted FROM l FULL JOIN m USING (hour)""",
+        SELECT hour, coalesce(l.landed, 0), l.landed_at, m.counted, s.shards
+        FROM l FULL JOIN m USING (hour) LEFT JOIN s USING (hour)""",
     ),
     "conflicts": (
         {"landing_id": "BIGINT", "uri": "VARCHAR", "place": "VARCHAR", "raw": "VARCHAR"},

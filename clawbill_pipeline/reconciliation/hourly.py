@@ -134,6 +134,7 @@ WITH raw_metered AS (
          ELSE 'not_metered' END AS cause,
     metered - raw AS quantity, NULL AS units, rated AS rated_quantity, rated_units,
     CASE WHEN metered > raw THEN 'metered ' || events || ' events; the lake holds ' || raw_events
+         WHEN g.counted IS NULL AND g.shards IS NOT NULL THEN 'of the hour only shards ' || g.shards || ' are metered'
          WHEN g.counted IS NULL THEN 'the hour was never metered'
          WHEN g.landed > g.counted THEN 'a file landed after the hour was metered'
          ELSE 'the lake holds ' || raw_events || ' events; ' || events || ' were metered' END AS detail

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clawbill_pipeline.ledger.sharding import Shard
 from clawbill_pipeline.metering import late_hours
 from clawbill_pipeline.reconciliation.compare import reconcile
 from clawbill_pipeline.reconciliation.lineage import explain
@@ -53,6 +54,16 @@ def usage(seed: int, count: int) -> list[Event]:
         )
         for number in range(count)
     ]
+
+
+def test_of_an_hour_that_lacks_a_shard_it_is_said_which_are_there(place: World) -> None:
+    place.land([event("1", tenant_id="acme"), event("2", tenant_id="globex")])
+    place.meter(shard=Shard(1, 2))  # globex is of the first half, acme of the second
+    assert found(place) == [("acme", "calls", "not_metered", Decimal(-1))]
+    (row,) = place.rows("SELECT detail FROM breaks WHERE step = 'landed_metered'")
+    assert row["detail"] == "of the hour only shards 1/2 are metered"
+    place.meter(shard=Shard(2, 2))
+    assert found(place) == []
 
 
 def test_a_month_of_every_aggregation_agrees(place: World) -> None:
