@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -206,6 +207,15 @@ def test_another_number_of_shards_begins_anew(place: World) -> None:
     place.meter(shard=Shard(1, 4))
     assert place.meter(shard=Shard(2, 4)).awaited_shards == ()
     assert sum(place.held().values()) == len(TENANTS)
+    assert {row["revision"] for row in place.rows("SELECT revision FROM metered_usage")} == {1}
+
+
+def test_shards_of_two_layouts_and_the_whole_hour_at_once(place: World) -> None:
+    place.land([event(f"x-{tenant}", 3, tenant_id=tenant) for tenant in TENANTS])
+    with ThreadPoolExecutor(4) as workers:
+        parts = [*shards(2), None, *shards(3), *shards(2)]
+        done = list(workers.map(lambda part: place.meter(shard=part), parts))
+    assert sum(each.new_revisions for each in done) == len(TENANTS) == sum(place.held().values())
     assert {row["revision"] for row in place.rows("SELECT revision FROM metered_usage")} == {1}
 
 
