@@ -394,4 +394,7 @@ def _database(path: Path) -> Iterator[sqlite3.Connection]:
 def _connected(path: Path, how: str) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=10)) as db:
         db.execute("PRAGMA query_only = ON")
-        yield db
+        try:
+            yield db
+        except UnicodeDecodeError:  # what is broken is quoted in the complaint
+            raise sqlite3.DatabaseError("the database is damaged: its schema holds what is no UTF-8") from None

@@ -45,7 +45,10 @@ class ParquetBlock(NamedTuple):
     def part(self, indices: Iterable[int]) -> Iterator[Line]:
         """The rows at ``indices`` as lines of JSON."""
         wanted = [int(index) for index in indices]
-        for index, row in zip(wanted, self.rows.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
+        rows = self.rows.take(pa.array(wanted, pa.int64()))
+        columns = [_values(column) for column in rows.columns]
+        for index, *values in zip(wanted, *columns, strict=True):
+            row = dict(zip(rows.schema.names, values, strict=True))
             fault = self._decode(row)
             yield Line(self.first + index + 1, 0, row_text(row), fault)
 
@@ -104,12 +107,16 @@ class Parquet:
     def _rows(self, data: bytes) -> Iterator[ParquetBlock]:
         first = 0
         try:
-            with pq.ParquetFile(self._stored.for_arrow(), read_dictionary=self._few) as file:
+            with pq.ParquetFile(self._stored.for_arrow()) as file:
+                metadata = file.metadata
+            there = {metadata.schema.column(number).path for number in range(metadata.num_columns)}
+            few = [name for name in self._few if name in there]
+            with pq.ParquetFile(self._stored.for_arrow(), metadata=metadata, read_dictionary=few) as file:
                 for rows in file.iter_batches(_ROWS):
                     sound, doubtful = _sound(rows)
                     yield ParquetBlock(sound, first, data, doubtful=doubtful)
                     first, data = first + rows.num_rows, b""
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise InputFault(
@@ -120,7 +127,7 @@ class Parquet:
 def _sound(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, frozenset[str]]:
     """``(the rows, names of columns that are not the text that they should be, and so given as bytes)``.
 
-    Raises ArrowInvalid for rows that are broken in another way.
+    Raises ArrowException for rows that are broken in another way.
     """
     try:
         rows.validate(full=True)
@@ -136,3 +143,10 @@ def _sound(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, frozenset[str]]:
 
 def _plain(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):  # a time that Python has none of: as text, it is found to be none of ours
+        return list(column.cast(pa.string()).to_pylist())

@@ -175,7 +175,17 @@ class ChaosLine(Line):
     ) -> None:
         """One run of a job, or the retries of it, to its good end. Raises RunFailed."""
         given = {**(tags or {}), **({"dagster/partition": partition} if partition else {})}
-        run = self._submitted(job, given, dict(config or {}))
+        try:
+            self._once(job, given, dict(config or {}))
+        except RunFailed:
+            if not self.machines.disks:
+                raise
+            # While the database has no room, Dagster can't note that a run is to be tried again, and never looks at it
+            # any more: the next one that is scheduled has to do.
+            self._once(job, given, dict(config or {}))
+
+    def _once(self, job: str, tags: Mapping[str, str], config: dict[str, object]) -> None:
+        run = self._submitted(job, tags, config)
         self.runs += 1
         happens = next(self._happens)
         until = retried_by = time.monotonic() + PATIENCE

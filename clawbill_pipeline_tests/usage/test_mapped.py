@@ -246,6 +246,22 @@ def test_parquet_text_that_is_no_utf8_is_set_aside_and_its_neighbours_are_not(pl
     assert '"id": "' in entry["raw"]
 
 
+def test_parquet_without_a_column_and_with_a_time_beyond_all_calendars(place):
+    place.sources = files("*.parquet")
+    pq.write_table(pa.table({"id": ["e1"], "who": ["acme"], "at": ["2026-11-22T10:15:00Z"], "much": ["3"]}),
+                   place.logs / "a.parquet")  # fmt: skip
+    at = pa.array([1_795_342_500_000_000, 2**62], pa.timestamp("us"))
+    late = {"id": ["e2", "e3"], "who": ["acme"] * 2, "at": at, "what": ["api.calls"] * 2, "much": [1, 2]}
+    pq.write_table(pa.table(late), place.logs / "b.parquet")
+    landed = place.land()
+    assert (landed.lines, landed.problems) == (3, ())
+    assert quantities(place.events()) == {"e2": 1}
+    assert [(row["uri"], row["place"], row["reason"], row["field"]) for row in place.quarantine()] == [
+        ("a.parquet", "line 1, byte 0", "missing_field", "what"),
+        ("b.parquet", "line 2, byte 0", "time_unreadable", "at"),
+    ]
+
+
 # --- mistakes in the mapping ---------------------------------------------------------------------------------------
 
 
