@@ -27,7 +27,9 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.sources import Http, OpenClawFleet, Source
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.database import lock
+from clawbill_pipeline.ledger.database import lock_key
+from clawbill_pipeline.ledger.turns import said as named
+from clawbill_pipeline.ledger.turns import turn
 from clawbill_pipeline.object_store import Replaced
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.usage.bulk import repeated
@@ -52,7 +54,8 @@ BACKLOG = 16
 class Landed:
     """What landing came to. ``lines = event_lines + quarantined``; ``skipped`` lines bear no usage by their kind.
 
-    ``waiting`` inputs end in a half line; ``problems`` says of each input that was left alone what is wrong with it.
+    ``waiting`` inputs end in a half line; ``problems`` says of each input that was left alone what is wrong with it;
+    ``waited_for`` names runs that were landing the same.
     """
 
     inputs: int
@@ -66,6 +69,7 @@ class Landed:
     hours: frozenset[datetime]
     problems: tuple[str, ...]
     checks: tuple[Check, ...]
+    waited_for: str | None = None
 
 
 def land(catalog: Catalog, lake: Lake, ledger: Ledger, *, now: datetime, run_id: str, finished: bool = False) -> Landed:
@@ -183,7 +187,9 @@ class Run:
         reader = Reader(source, input, self.judge)
         try:
             with self.ledger.transaction() as connection:
-                lock(connection, "usage", source)
+                self.total.waited |= turn(
+                    connection, [lock_key("usage", source)], run_id=self.run_id, work=f"landing of {source}"
+                )
                 found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
                 landed = [Landing(*row) for row in found]
                 before = newest = landed[-1].id if landed else None
@@ -353,6 +359,7 @@ class Total:
     tenants: set[str] = field(default_factory=set)
     unmapped: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
+    waited: set[str] | frozenset[str] = frozenset()
 
     def add(self, batch: Batch) -> None:
         self.landings += 1
@@ -390,6 +397,7 @@ class Total:
             waiting=self.waiting,
             hours=frozenset(self.hours),
             problems=tuple(text for _, text in self.problems),
+            waited_for=named(self.waited),
             checks=(
                 Check(
                     "books_balance",

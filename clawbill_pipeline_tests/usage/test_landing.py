@@ -4,12 +4,16 @@ import gzip
 import json
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
 import zstandard
 
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.database import lock_key
+from clawbill_pipeline.ledger.turns import turn
 from clawbill_pipeline.usage import landing, reading, stored, text
 from clawbill_pipeline_tests.usage.conftest import check, line, quantities, record
 
@@ -338,6 +342,22 @@ def test_two_workers_at_once_land_everything_once(place, ledger_url):
         ledger.dispose()
     assert sum(result.events for result in results) == 1000
     assert len({event["event_id"] for event in place.events()}) == len(place.events()) == 1000
+
+
+def test_who_waits_for_another_landing_says_so_and_lands_what_is_left(place, ledger_url):
+    (place.logs / "a.jsonl").write_bytes(line("e1"))
+    other = Ledger(ledger_url)
+    with ThreadPoolExecutor(1) as later:
+        with other.transaction() as connection:
+            turn(connection, [lock_key("usage", "logs")], run_id="first", work="landing")
+            landed = later.submit(place.land, run_id="second")
+            until = time.monotonic() + 1
+            while time.monotonic() < until and not landed.done():
+                time.sleep(0.01)
+        found = landed.result(30)
+    other.dispose()
+    assert (found.events, found.waited_for) == (1, "run first")
+    assert place.land(run_id="third").waited_for is None
 
 
 def test_what_a_crash_leaves_in_the_lake_does_not_count(place, monkeypatch):
