@@ -23,7 +23,7 @@ from clawbill_pipeline_tests.benchmarks.line import HOUR, LAG, START, line
 #: Tables of a handful of rows here: what is true of their bytes is true of whole pages only.
 FEW = ("landings", "landed_hours", "metered_hours", "reconciliations")
 #: How full pages are is chance, and PostgreSQL makes several at once: much of a small table, little of all of them.
-OF_A_TABLE, PAGES, OF_ALL = 0.2, 16 * 8192, 0.1
+OF_A_TABLE, PAGES, OF_ALL = 0.25, 16 * 8192, 0.15
 
 
 @pytest.mark.parametrize(("tenants", "events", "hours", "closes"), [(25, 10_000, 2, 1), (100, 40_000, 2, 0)])

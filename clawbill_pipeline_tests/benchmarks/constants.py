@@ -46,14 +46,14 @@ FEW = ("landings", "landed_hours", "metered_hours")
 class Size:
     """How much is measured: tenants whose rows are, and events; tenants at the close; hours of few rows; runs."""
 
-    tenants: int = 500
+    tenants: int = 250
     events: int = 2_000_000
     closing: int = 100
     hours: int = 300
     runs: int = 30
 
 
-SERVICES, HOURS, EACH = 6, 8, 10
+SERVICES, HOURS, EACH = 6, 20, 10
 
 
 def bytes_of(line: Line, empty: Mapping[str, int], tables: Sequence[str], hours: int) -> dict[str, float]:
