@@ -44,9 +44,10 @@ FEW = ("landings", "landed_hours", "metered_hours")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: tenants whose rows are, and events; tenants at the close; hours of few rows; runs."""
+    """How much is measured: tenants over some hours, and many in one; events; tenants at the close; hours; runs."""
 
     tenants: int = 250
+    many: int = 1500
     events: int = 2_000_000
     closing: int = 100
     hours: int = 300
@@ -104,9 +105,12 @@ def measured(size: Size) -> str:
             with rows.ledger.transaction() as connection:
                 waterfall = connection.scalar(text(_IN_MEMORY)) / windows
 
-        with a_line("stream", size.tenants) as stream:
-            stream.provision(stream=True)
-            stream.bill(START, windows * EACH)
+        with a_line("many", size.many) as many:
+            many.provision(stream=True)
+            many.bill(START, 100)  # what is done once a process is no cost of a row
+            many.vacuum()
+            many.steps.clear()
+            many.bill(START + HOUR, size.many * SERVICES * EACH)
 
         with a_line("events", 50) as events:
             events.provision()
@@ -123,7 +127,7 @@ def measured(size: Size) -> str:
             close.vacuum()
             tables |= bytes_of(close, empty, AT_THE_CLOSE, 1)
 
-    costs = costs_of(rows, stream, events, close)
+    costs = costs_of(rows, many, events, close)
     run = float(output_of(MODULE, "--runs", size.runs).splitlines()[-1])
     return document(costs, tables, event, ids, waterfall, run)
 
@@ -131,11 +135,11 @@ def measured(size: Size) -> str:
 _IN_MEMORY = "SELECT max(pg_column_size(waterfall || '[]'::jsonb)) FROM reconciliations"
 
 
-def costs_of(rows: Line, stream: Line, events: Line, close: Line) -> dict[str, Cost]:
+def costs_of(rows: Line, many: Line, events: Line, close: Line) -> dict[str, Cost]:
     """By step, of one unit: what an event costs is told by many events of few tenants; then, what a row does."""
-    many = events.steps["landing"][0].count
-    counting = per("usage event", events.steps["metering"], count=many)
-    reading = per("usage event of the period", events.steps["reconciling"], count=many)
+    landed = events.steps["landing"][0].count
+    counting = per("usage event", events.steps["metering"], count=landed)
+    reading = per("usage event of the period", events.steps["reconciling"], count=landed)
     first, last = rows.steps["reconciling"]
     accounts = rows.tenants * rows.services
     hours = Step(accounts * (HOURS - 1), *(b - a for a, b in zip(first[1:], last[1:], strict=True)))
@@ -143,11 +147,11 @@ def costs_of(rows: Line, stream: Line, events: Line, close: Line) -> dict[str, C
     return {
         "landing": per("usage event", events.steps["landing"]),
         "counting": counting,
-        "metering": per("window", rows.steps["metering"], [(counting, EACH)]),
-        "rating": per("window", rows.steps["rating"]),
-        "planning": per("usage record", rows.steps["planning"]),
+        "metering": per("window", many.steps["metering"], [(counting, EACH)]),
+        "rating": per("window", many.steps["rating"]),
+        "planning": per("usage record", many.steps["planning"]),
         "sending, v1": per("usage record", rows.steps["sending"]),
-        "sending, v2": per("usage record", stream.steps["sending"]),
+        "sending, v2": per("usage record", many.steps["sending"]),
         "reading back": per("customer and meter", rows.steps["reading back"]),
         "reading the lake": reading,
         "comparing": comparing,
