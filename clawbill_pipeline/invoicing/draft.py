@@ -160,7 +160,9 @@ def _compare(booked: Booked, lines: list[DraftLine], currency: str) -> Iterator[
     amount = sum((line.amount for line in lines), ZERO)
     behind = list(_under_way(booked))
     yield from behind
-    if booked.held is not None and booked.held != booked.delivered:
+    # A meter that was last read before the newest records says nothing against a line that bills all of them.
+    is_news = booked.held_settled or billed != booked.planned
+    if booked.held is not None and booked.held != booked.delivered and is_news:
         lost = booked.held - booked.delivered
         cause = "lost_after_acknowledgement" if lost < 0 else "unknown_usage_at_stripe"
         cause = cause if booked.held_settled else "pending"

@@ -48,6 +48,11 @@ def test_an_unused_service_needs_no_line() -> None:
     assert compare(draft(), unused) == []
 
 
+def test_a_reading_of_the_morning_says_nothing_against_a_line_that_bills_everything() -> None:
+    """The reconciliation read the meter before the day's usage; nobody asks again where the line is complete."""
+    assert compare(draft(line()), replace(AGREED, held=Decimal(12_000_000), held_settled=False)) == []
+
+
 @pytest.mark.parametrize(
     ("booked", "lines", "cause"),
     [
@@ -55,7 +60,7 @@ def test_an_unused_service_needs_no_line() -> None:
         ({"held": None}, [], "not_invoiced"),
         ({"held": Decimal(12_000_000)}, [line()], "lost_after_acknowledgement"),
         ({"held": Decimal(13_000_000)}, [line()], "unknown_usage_at_stripe"),
-        ({"held": Decimal(12_000_000), "held_settled": False}, [line()], "pending"),
+        ({"held": Decimal(12_000_000), "held_settled": False}, [line("12.00", 12_000_000)], "pending"),
         ({"delivered": Decimal(12_000_000), "held": Decimal(12_000_000)}, [line()], "pending"),
         ({"delivered": Decimal(12_000_000), "held": None, "open_causes": {"parked": 1}}, [line()], "parked"),
         ({"open_causes": {"not_metered": 2}}, [line()], "not_metered"),
