@@ -214,6 +214,8 @@ class Month:
             yield moment, self._write_catalogue
         yield story.taken_back, self._take_back
         yield story.approved, self._approve
+        # Somebody has the month compared before it is over: what Stripe held then is not what it holds at the close.
+        yield story.end - HOUR - 5 * MINUTE, lambda now: self.daemon.launch(now, "reconciliation", f"{now:%Y-%m}")
         if story.compared:
             yield story.compared, lambda now: self.daemon.launch(now, "reconciliation", f"{now:%Y-%m}")
         yield story.end + 15 * MINUTE, lambda _: self._hold("hold", "wants to look at it")

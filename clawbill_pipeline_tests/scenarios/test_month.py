@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from clawbill_pipeline.capacity import MAPS_BYTES, Load, constants, predict
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.scenarios import month_bill
@@ -49,9 +51,17 @@ class Over:
         (row,) = self.rows(query, **values)
         return row[0]
 
-    def days(self) -> list[str]:
-        """Whole days of usage."""
-        return [day for day in self.played["days"] if datetime.fromisoformat(f"{day}T00:00:00+00:00") < self.story.end]
+    def ordinary_hours(self) -> list[dict[str, Any]]:
+        """What hours took in which no invoice was a draft, no service down, and nobody's report due."""
+        ends = [end for tenant in TENANTS for end in self.story.ends(tenant)]
+        away = [(outage.start - HOUR, outage.end + HOUR) for outage in (*self.story.webhooks, *self.story.openclaw)]
+        away += [(end, end + 3 * HOUR) for end in ends]
+        at = {name: datetime.fromisoformat(f"{name}:10:00+00:00") for name in self.played["hours"]}
+        return [
+            hour
+            for name, hour in self.played["hours"].items()
+            if at[name] - self.story.start > HOUR and not any(start < at[name] < end for start, end in away)
+        ]
 
 
 WHOLE = pytest.param("june", marks=[pytest.mark.slow, pytest.mark.timeout(7200)])
@@ -128,16 +138,16 @@ def test_every_invoice_line_is_what_the_log_files_say(over: Over) -> None:
 
 
 def test_every_amount_of_an_open_period_is_what_the_log_files_say(over: Over) -> None:
-    rated = {
-        (row.tenant_id, row.service): row.amount
-        for row in over.rows(
-            """SELECT tenant_id, service, sum(amount) AS amount FROM (
-                 SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM rated_usage
-                 ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) r
-               WHERE period_start >= ALL (SELECT period_start FROM rated_usage o WHERE o.tenant_id = r.tenant_id)
-               GROUP BY 1, 2"""
-        )
-    }
+    rated: dict[tuple[str, str], Decimal] = {}
+    for row in over.rows(
+        """SELECT tenant_id, service, period_start, sum(amount) AS amount FROM (
+             SELECT DISTINCT ON (hour, tenant_id, service, dimensions, window_start) * FROM rated_usage
+             ORDER BY hour, tenant_id, service, dimensions, window_start, revision DESC) r
+           GROUP BY 1, 2, 3"""
+    ):
+        ends = over.story.ends(row.tenant_id)
+        if not ends or row.period_start >= ends[-1]:
+            rated[row.tenant_id, row.service] = row.amount
     for tenant in TENANTS:
         owed = month_bill.owed(tenant, over.written.used[tenant, None])
         for service, amount in owed.items():
@@ -160,7 +170,9 @@ def test_what_was_taken_back_at_stripe_is_put_right_once(over: Over) -> None:
     assert len(lost) == 2
     assert all(row.closed_at is not None for row in lost)
     trail = over.rows(
-        "SELECT kind, subject, detail ->> 'by' AS by FROM audit_trail WHERE kind LIKE 'correction.%' ORDER BY id"
+        "SELECT kind, subject, detail ->> 'by' AS by FROM audit_trail WHERE kind LIKE 'correction.%'"
+        " AND subject = ANY(:breaks) ORDER BY id",
+        breaks=[f"break {row.id}" for row in lost],
     )
     kinds = [row.kind.removeprefix("correction.") for row in trail]
     assert sorted(kinds) == ["approved", "begun", "begun", "done", "done", "proved", "proved"]
@@ -201,3 +213,42 @@ def test_the_close_went_by_the_book(over: Over) -> None:
     told = " ".join(over.played["told"])
     assert re.search(r"Breaks of 2026-0\d: 2", told)
     assert "resolved: Held invoices: 1" in told
+
+
+def middle(measured: list[dict[str, Any]], name: str, table: str = "") -> float:
+    """The median of what is called ``name``, of one ``table`` where it is told by the table."""
+    return median(float(each[name].get(table, 0) if table else each[name]) for each in measured)
+
+
+def test_the_last_hours_take_what_the_first_ones_took(over: Over) -> None:
+    """Counted, not timed. The first two days fill the windows that hours look back over."""
+    ordinary, days = over.ordinary_hours(), list(over.played["days"].values())
+    if len(days) < 10:
+        hours = list(over.played["hours"].values())
+        assert hours[-1]["statements"] <= 1.25 * hours[3]["statements"]
+        return
+    first, last = ordinary[48:96], ordinary[-48:]
+    assert middle(last, "statements") <= 1.1 * middle(first, "statements")
+    for name in ("metered_usage", "rated_usage", "usage_records", "planned_totals", "audit_trail", "landed_hours"):
+        assert middle(last, "rows_read", name) <= 1.5 * middle(first, "rows_read", name) + 100, name
+    for memory in ("memory", "web_memory"):
+        assert middle(days[-4:-1], memory) <= 1.25 * middle(days[1:4], memory), memory
+
+
+def test_tables_and_lake_are_as_large_as_predicted(over: Over) -> None:
+    days = list(over.played["days"].values())
+    if len(days) < 10:
+        pytest.skip("how tables grow shows in a month; in a few hours there is a page of each")
+    hours = 24 * len(days)
+    events = (over.written.lines - over.written.bad - over.written.again) // hours
+    predicted = predict(Load(events_per_hour=events, tenants=len(TENANTS) - 1, services=6, hours=hours))
+    for name in ("metered_usage", "rated_usage", "usage_records", "audit_trail"):
+        rows, size = days[-1]["tables"][name]
+        assert rows == pytest.approx(predicted.tables[name].rows, rel=0.3), name
+        assert size == pytest.approx(rows * constants().row_bytes[name] + MAPS_BYTES, rel=0.35), name
+        # As much every day: what is there after ten days says what will be there in the end.
+        assert rows == pytest.approx(days[9]["tables"][name][0] * len(days) / 10, rel=0.1), name
+    assert days[-1]["lake_bytes"] == pytest.approx(days[9]["lake_bytes"] * len(days) / 10, rel=0.1)
+    runs = sum(count for ends in over.played["runs"].values() for count in ends.values())
+    dagster = sum(size for _, size in days[-1]["dagster"].values())
+    assert dagster <= 1.1 * runs * constants().run_bytes
