@@ -168,6 +168,7 @@ _OF = f"{_THEIRS} AND service = :service AND window_start >= :start AND window_s
 _IN = f"hour >= :first_hour AND hour < :end AND {_OF}"
 _RECORD = "hour, customer_id, meter, window_start"
 _WINDOW = "hour, tenant_id, service, dimensions, window_start"
+# Metered quantities are by hour first: the tenant's are looked up hour by hour, never sought in everybody's month.
 _BOOKED = f"""
 WITH records AS (
   SELECT DISTINCT ON ({_RECORD}) units, state, parked FROM usage_records WHERE {_IN}
@@ -179,7 +180,13 @@ rated AS (
   SELECT DISTINCT ON ({_WINDOW}) {_WINDOW}, metered_revision, quantity, amount FROM rated_usage WHERE {_IN}
   ORDER BY {_WINDOW}, revision DESC),
 metered AS (
-  SELECT DISTINCT ON ({_WINDOW}) {_WINDOW}, revision FROM metered_usage WHERE {_IN}
+  SELECT DISTINCT ON ({_WINDOW}) {_WINDOW}, revision
+  FROM generate_series(CAST(:first_hour AS timestamptz), CAST(:last_hour AS timestamptz), interval '1 hour') AS h (at)
+  CROSS JOIN unnest(CAST(:tenants AS text[])) AS t (name)
+  CROSS JOIN LATERAL (
+    SELECT * FROM metered_usage m
+    WHERE m.hour = h.at AND m.tenant_id = t.name AND m.service = :service
+      AND m.window_start >= :start AND m.window_start < :end OFFSET 0) AS m
   ORDER BY {_WINDOW}, revision DESC),
 summary AS (
   SELECT units, read_at FROM usage_summaries

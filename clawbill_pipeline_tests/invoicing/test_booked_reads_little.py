@@ -33,6 +33,14 @@ def test_no_more_records_are_looked_at_than_the_tenant_has(ledger_url: str) -> N
     account: Any = SimpleNamespace(meter=lambda *_, **__: SimpleNamespace(id="mtr_1"))
     fill(ledger, account, TENANTS * HOURS, "hour_meter")
     assert plan(ledger, parse(CATALOG), hours=None, now=NOW, run_id="test").records == TENANTS * HOURS
+    with ledger.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO metered_usage (hour, tenant_id, service, dimensions, window_start, revision, quantity,"
+                " events, reason, metered_at, run_id) SELECT hour, tenant_id, service, dimensions, window_start,"
+                " metered_revision, quantity, 1, 'first', rated_at, run_id FROM rated_usage"
+            )
+        )
     with ledger.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
     end = T0 + timedelta(days=31)
@@ -44,6 +52,7 @@ def test_no_more_records_are_looked_at_than_the_tenant_has(ledger_url: str) -> N
         (found,) = connection.scalar(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {_BOOKED}"), given)
         assert connection.execute(text(_BOOKED), given).one().pending == HOURS
     ledger.dispose()
-    looked_at = [rows for table, rows in scans(found["Plan"]) if table.startswith("usage_records")]
-    assert looked_at
-    assert max(looked_at) <= HOURS, json.dumps(found)
+    for name in ("usage_records", "metered_usage"):
+        looked_at = [rows for table, rows in scans(found["Plan"]) if table.startswith(name)]
+        assert looked_at
+        assert max(looked_at) <= HOURS, json.dumps(found)
