@@ -60,7 +60,10 @@ def fill(db: duckdb.DuckDBPyConnection, rows: int) -> None:
         FROM rated""")
     db.execute("CREATE TABLE tenants AS SELECT DISTINCT tenant_id FROM metered")
     db.execute("CREATE TABLE services AS SELECT DISTINCT service, true AS by_amount, 1000000 AS scale FROM metered")
-    db.execute("CREATE TABLE hours AS SELECT DISTINCT hour, 1 AS landed, hour AS landed_at, 1 AS counted FROM metered")
+    db.execute(
+        "CREATE TABLE hours AS SELECT DISTINCT hour, 1 AS landed, hour AS landed_at, 1 AS counted,"
+        " NULL::VARCHAR AS shards FROM metered"
+    )
     db.execute("CREATE TABLE mapped AS SELECT DISTINCT tenant_id, service FROM metered")
     db.execute("CREATE TABLE finals (tenant_id VARCHAR, service VARCHAR, finalized_at TIMESTAMPTZ)")
 

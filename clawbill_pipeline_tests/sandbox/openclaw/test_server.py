@@ -294,7 +294,14 @@ def test_the_clock_chooses_the_version(tmp_path: Path) -> None:
 def workers_of(server: Server) -> set[int]:
     """The processes that serve, by their process id."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {int(pid) for pid in children if b"spawn_main" in _command_of(pid)}
+
+
+def _command_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # it has ended since
+        return b""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
