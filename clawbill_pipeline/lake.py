@@ -47,6 +47,8 @@ EVENT_SCHEMA = pa.schema(
 
 #: Files that are fetched from a store, or written to it, at once: each waits most of its time for an answer.
 _AT_ONCE = 8
+#: Files that are written to a disk at once.
+_ON_DISK = 2
 _PIECE = 16 * 1024 * 1024
 #: Events that are looked at together where hours can be looked at one by one.
 PORTION = 50_000_000
@@ -69,7 +71,7 @@ class Lake:
     @property
     def writers(self) -> int:
         """How many files it pays to write, or to ask for, at once."""
-        return 1 if isinstance(self.folder, DiskFolder) else _AT_ONCE
+        return _ON_DISK if isinstance(self.folder, DiskFolder) else _AT_ONCE
 
     def events_file(self, hour: datetime, landing_id: int) -> str:
         """The name, relative to the lake, of the events that one landing has for one hour (aware, on the hour)."""

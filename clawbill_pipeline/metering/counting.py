@@ -83,17 +83,17 @@ class Count:
 
 # The view has what is derived of an event: its hour and what it says, by which events of one id are compared; unused
 # columns are never read. Plain arithmetic, since DuckDB's calendar functions cost more than the counting itself.
+_HASH = "id_hash(tenant_id, source, event_id)"
+_DERIVED = """
+    landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity, event_time,
+    unique_value, file_row_number, make_timestamptz(epoch_us(event_time) // 3600000000 * 3600000000) AS hour,
+    {service: service, dimensions: dimensions, quantity: quantity, event_time: event_time,
+     unique_value: unique_value} AS said
+"""
 _LANDED = (
     "SET preserve_insertion_order = false",
     "CREATE TEMP MACRO id_hash(tenant_id, source, event_id) AS hash(tenant_id, source, event_id)",
-    """CREATE TEMP VIEW landed AS
-       SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity,
-              event_time, unique_value, file_row_number,
-              make_timestamptz(epoch_us(event_time) // 3600000000 * 3600000000) AS hour,
-              {service: service, dimensions: dimensions, quantity: quantity, event_time: event_time,
-               unique_value: unique_value} AS said,
-              id_hash(tenant_id, source, event_id) AS h
-       FROM events""",
+    f"CREATE TEMP VIEW landed AS SELECT {_DERIVED}, {_HASH} AS h FROM events",  # noqa: S608 - of constants
 )
 _EVENTS = """
 CREATE TEMP VIEW events AS
@@ -126,7 +126,12 @@ _WATCHED = """
 CREATE TEMP TABLE watched AS
 SELECT h FROM repeated UNION SELECT id_hash(tenant_id, source, event_id) FROM taken
 """
-_SUSPECTS = "CREATE TEMP TABLE suspects AS SELECT * FROM landed WHERE h IN (SELECT h FROM watched)"
+# Not of the view: what is derived of an event is derived of these alone.
+_SUSPECTS = f"""
+CREATE TEMP TABLE suspects AS
+SELECT {_DERIVED}, h
+FROM (SELECT *, {_HASH} AS h FROM events WHERE {_HASH} IN (SELECT h FROM watched))
+"""  # noqa: S608 - of constants
 # The first event of an id stands: earliest landing, then earliest line, then earliest within a line that bears many.
 _FIRST = """
 CREATE TEMP TABLE first AS
@@ -173,18 +178,23 @@ _OF_EVENTS = {"all_windows": "landed", "suspect_windows": "suspects", "first_win
 # Sums of all events, without the suspects, with the first of each id: exact numbers may be taken away again, and so no
 # event needs its id looked at.
 _SUMS = """
-SELECT hour, tenant_id, service, dimensions, window_start,
+SELECT hour, tenant_id, service, dimensions, {window} AS window_start,
        CAST(sum(quantity) AS DECIMAL(38, 12)) AS quantity, CAST(sum(events) AS BIGINT) AS events
-FROM (SELECT hour, tenant_id, service, dimensions, window_start, sum(quantity) AS quantity, count(*) AS events
-      FROM all_windows {where} GROUP BY ALL
+FROM (SELECT hour, tenant_id, service, dimensions, {window} AS window_start, sum(quantity) AS quantity,
+             count(*) AS events
+      FROM all_windows {where} GROUP BY {keys}
       UNION ALL
-      SELECT hour, tenant_id, service, dimensions, window_start, -sum(quantity), -count(*)
-      FROM suspect_windows {where} GROUP BY ALL
+      SELECT hour, tenant_id, service, dimensions, {window}, -sum(quantity), -count(*)
+      FROM suspect_windows {where} GROUP BY {keys}
       UNION ALL
-      SELECT hour, tenant_id, service, dimensions, window_start, sum(quantity), count(*)
-      FROM first_windows {where} GROUP BY ALL)
-GROUP BY ALL HAVING sum(events) > 0 ORDER BY ALL
+      SELECT hour, tenant_id, service, dimensions, {window}, sum(quantity), count(*)
+      FROM first_windows {where} GROUP BY {keys})
+GROUP BY {keys} HAVING sum(events) > 0 ORDER BY ALL
 """
+# Where no boundary cuts an hour, the hour is the window, and there is one key less to group by.
+_KEYS = "hour, tenant_id, service, dimensions"
+_BY_HOUR = {"keys": _KEYS, "window": "any_value(window_start)"}
+_BY_WINDOW = {"keys": f"{_KEYS}, window_start", "window": "window_start"}
 _QUANTITIES = """
 SELECT hour, tenant_id, service, dimensions, window_start,
        CAST({aggregate} AS DECIMAL(38, 12)) AS quantity, count(*) AS events
@@ -240,7 +250,7 @@ def count(
         for statement in (_WATCHED, _SUSPECTS, _FIRST, _STANDING, _COUNTED, *windows):
             db.execute(statement)
         return Count(
-            quantities=pa.concat_tables(_quantities(db, aggregations or {})),
+            quantities=pa.concat_tables(_quantities(db, aggregations or {}, _BY_WINDOW if rows else _BY_HOUR)),
             used=_used(db, once_a_period).cast(USED_SCHEMA),
             conflicts=arrow(db, _CONFLICTS),
             repeats={row["hour"]: row["repeats"] for row in arrow(db, _REPEATS).to_pylist()},
@@ -301,7 +311,9 @@ def events_of(db: duckdb.DuckDBPyConnection, files: Sequence[Path | str], share:
     db.execute(view.format(share="" if share.shard is None else _OF_SHARE))
 
 
-def _quantities(db: duckdb.DuckDBPyConnection, aggregations: Mapping[str, str]) -> Iterator[pa.Table]:
+def _quantities(
+    db: duckdb.DuckDBPyConnection, aggregations: Mapping[str, str], grouping: Mapping[str, str]
+) -> Iterator[pa.Table]:
     special: dict[str, list[str]] = {}
     for service, aggregation in aggregations.items():
         if aggregation != "sum":
@@ -309,7 +321,7 @@ def _quantities(db: duckdb.DuckDBPyConnection, aggregations: Mapping[str, str]) 
     others = [service for services in special.values() for service in services]
     where = "WHERE NOT list_contains($services, service)" if others else ""
     given = {"services": others} if others else {}
-    yield arrow(db, _SUMS.format(where=where), **given).cast(_ROW)
+    yield arrow(db, _SUMS.format(where=where, **grouping), **given).cast(_ROW)
     for aggregation, services in sorted(special.items()):
         where = "WHERE list_contains($services, service)"
         if aggregation == "time_weighted":
