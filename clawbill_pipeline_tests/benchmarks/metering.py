@@ -37,7 +37,7 @@ from clawbill_pipeline.ledger import Ledger, embedded, migrate
 from clawbill_pipeline.ledger.database import copy_arrow
 from clawbill_pipeline.metering import meter
 from clawbill_pipeline.usage import land
-from clawbill_pipeline.usage import uniform as _  # loaded before anything is measured, as the others' libraries are
+from clawbill_pipeline.usage import uniform as _  # noqa: F401 - loaded before anything is measured, as the others' libraries
 from clawbill_pipeline_tests.benchmarks.common import Took, output_of, peak_megabytes, table, timed
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
