@@ -208,14 +208,20 @@ def lock_all(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
     Names that begin alike share ``STRIPES`` locks, so that one now and then waits for another: take all names of a
     kind in one call, and not with ``lock``.
     """
-    keys = {"keys": lock_keys(names)}
-    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), keys)
+    hold(connection, lock_keys(names))
 
 
 def lock_each(connection: Connection, names: Iterable[tuple[str, ...]]) -> None:
     """As ``lock_all``, a lock for each name: for kinds of which there are few hundreds at most."""
-    keys = sorted({lock_key(*name) for name in names})
-    connection.execute(text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k"), {"keys": keys})
+    hold(connection, {lock_key(*name) for name in names})
+
+
+def hold(connection: Connection, keys: Iterable[int]) -> None:
+    """Waits for, and holds until the transaction ends, the locks of these keys, always in the same order."""
+    connection.execute(_HOLD, {"keys": sorted(keys)})
+
+
+_HOLD = text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k")
 
 
 def lock_keys(names: Iterable[tuple[str, ...]]) -> list[int]:

@@ -15,7 +15,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from clawbill_pipeline.ledger.database import STRIPES, lock_key, lock_keys
+from clawbill_pipeline.ledger.database import STRIPES, hold, lock_key, lock_keys
 from clawbill_pipeline.ledger.sharding import Shard
 
 log = logging.getLogger(__name__)
@@ -46,23 +46,23 @@ def turn(
 
     Says in the log, and returns, which runs it waited for.
     """
-    given = {"keys": sorted(keys), "beside": sorted(beside)}
+    shared = {"beside": sorted(beside)}
     # So that whoever waits for this one can tell its name; and so can a person, in pg_stat_activity.
     connection.execute(_NAMED, {"name": named(run_id)})
     waited: frozenset[str] = frozenset()
     try:
         with connection.begin_nested():
             connection.execute(_AT_ONCE, {"patience": _PATIENCE})
-            connection.execute(_SHARE, given)
-            connection.execute(_HOLD, given)
+            connection.execute(_SHARE, shared)
+            hold(connection, keys)
             connection.execute(_AT_ONCE, {"patience": "0"})
     except OperationalError as error:
         if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise
         waited = holders(connection, keys, beside)
         tell(waited, work)
-        connection.execute(_SHARE, given)
-        connection.execute(_HOLD, given)
+        connection.execute(_SHARE, shared)
+        hold(connection, keys)
     return waited
 
 
@@ -92,7 +92,6 @@ _NAMED = text("SELECT set_config('application_name', :name, true)")
 _AT_ONCE = text("SELECT set_config('lock_timeout', :patience, true)")
 # In order, so that two never wait in a ring: first what is shared, then what is held alone.
 _SHARE = text("SELECT pg_advisory_xact_lock_shared(k) FROM unnest(CAST(:beside AS bigint[])) k")
-_HOLD = text("SELECT pg_advisory_xact_lock(k) FROM unnest(CAST(:keys AS bigint[])) k")
 _HOLDERS = text("""
     SELECT DISTINCT coalesce(nullif(a.application_name, ''), 'the session ' || l.pid)
     FROM (SELECT pid, mode, (CAST(CAST(classid AS text) AS bigint) << 32) | CAST(CAST(objid AS text) AS bigint) AS key
