@@ -32,7 +32,7 @@ from clawbill_pipeline.delivery.backends import (
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows, lock_key
 from clawbill_pipeline.ledger.sharding import Shard, due_anew, in_share, share_of
-from clawbill_pipeline.ledger.turns import said, turn
+from clawbill_pipeline.ledger.turns import turn, whom
 from clawbill_pipeline.money import EXACT, MICRO, rounded, total
 from clawbill_pipeline.results import Check
 
@@ -165,7 +165,7 @@ def plan(
             parked += sum(1 for record in fresh if record[_PARKED] is not None)
         connection.execute(text(_ADD_TOTALS))
         due_anew(connection, share, since, until)
-    return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency, said(waited))
+    return Planned(records, corrections, parked, waiting.unmapped, waiting.other_currency, whom(waited))
 
 
 def _scale(catalog: Catalog, service: str) -> Decimal:

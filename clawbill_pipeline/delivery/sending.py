@@ -51,8 +51,7 @@ from clawbill_pipeline.delivery.pacing import Backoff, TokenBucket
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.sharding import Shard
 from clawbill_pipeline.ledger.tallies import Tally, add_tally
-from clawbill_pipeline.ledger.turns import said as named
-from clawbill_pipeline.ledger.turns import tell
+from clawbill_pipeline.ledger.turns import tell, whom
 from clawbill_pipeline.money import total
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.settings import refuse_live
@@ -277,7 +276,7 @@ class _Delivery:
     _done: list[Lane] = field(default_factory=list)
 
     def result(self) -> Delivered:
-        return Delivered(**self.counts, stopped=self.stopped, busy=self.busy, waited_for=named(self.waited))
+        return Delivered(**self.counts, stopped=self.stopped, busy=self.busy, waited_for=whom(self.waited))
 
     async def run(self) -> None:
         self._bucket = TokenBucket(self.catalog.delivery.calls_per_second)

@@ -8,7 +8,7 @@ that dies blocks nobody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import psycopg
@@ -75,7 +75,7 @@ def tell(waited: frozenset[str], work: str) -> None:
     """Says in the log who is waited for."""
     about = {"work": work, "held_by": sorted(waited)}
     # A warning, since that is what a run shows without any setting for logs.
-    log.warning("another run is at the same %s, waiting for it: %s", work, said(waited), extra={"fields": about})
+    log.warning("another run is at the same %s, waiting for it: %s", work, whom(waited), extra={"fields": about})
 
 
 def named(run_id: str) -> str:
@@ -83,7 +83,7 @@ def named(run_id: str) -> str:
     return f"run {run_id}"[:63]
 
 
-def said(waited: frozenset[str] | set[str]) -> str | None:
+def whom(waited: Collection[str]) -> str | None:
     """Who was waited for, as the asset's metadata shows it; None for nobody."""
     return ", ".join(sorted(waited)) or None
 

@@ -18,7 +18,7 @@ from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_arrow
 from clawbill_pipeline.ledger.sharding import ALL, Shard, Share, in_share, share_of
-from clawbill_pipeline.ledger.turns import hours_turn, said
+from clawbill_pipeline.ledger.turns import hours_turn, whom
 from clawbill_pipeline.metering.counting import Count, Cut, count
 from clawbill_pipeline.metering.neighbours import Hour, taken_elsewhere
 from clawbill_pipeline.metering.shards import METERED_BEFORE, Joined, write_shards
@@ -460,5 +460,5 @@ def _result(hours: list[datetime], batches: Sequence[_Batch], shard: Shard | Non
         ),
         shard=str(shard) if shard else None,
         awaited_shards=tuple(sorted({number for each in joined for number in each.awaited})) if shard else None,
-        waited_for=said({run for batch in batches for run in batch.waited}),
+        waited_for=whom({run for batch in batches for run in batch.waited}),
     )

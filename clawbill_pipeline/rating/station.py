@@ -20,7 +20,7 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import copy_rows
 from clawbill_pipeline.ledger.sharding import Shard, Share, due_anew, in_share, share_of
 from clawbill_pipeline.ledger.tallies import Tally, add_tally, histogram
-from clawbill_pipeline.ledger.turns import hours_turn, said
+from clawbill_pipeline.ledger.turns import hours_turn, whom
 from clawbill_pipeline.money import total
 from clawbill_pipeline.openclaw import Answer, OpenClaw, OpenClawError
 from clawbill_pipeline.rating.asking import Asker
@@ -188,7 +188,7 @@ class _Tally:
                     {"tenants": ", ".join(sorted(self.unmapped)[:20])},
                 ),
             ),
-            waited_for=said(self.waited),
+            waited_for=whom(self.waited),
         )
 
 

@@ -28,8 +28,7 @@ from clawbill_pipeline.catalog.sources import Http, OpenClawFleet, Source
 from clawbill_pipeline.lake import EVENT_SCHEMA, Lake
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock_key
-from clawbill_pipeline.ledger.turns import said as named
-from clawbill_pipeline.ledger.turns import turn
+from clawbill_pipeline.ledger.turns import turn, whom
 from clawbill_pipeline.object_store import Replaced
 from clawbill_pipeline.results import Check
 from clawbill_pipeline.usage.bulk import repeated
@@ -359,7 +358,7 @@ class Total:
     tenants: set[str] = field(default_factory=set)
     unmapped: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
-    waited: set[str] | frozenset[str] = frozenset()
+    waited: frozenset[str] = frozenset()
 
     def add(self, batch: Batch) -> None:
         self.landings += 1
@@ -397,7 +396,7 @@ class Total:
             waiting=self.waiting,
             hours=frozenset(self.hours),
             problems=tuple(text for _, text in self.problems),
-            waited_for=named(self.waited),
+            waited_for=whom(self.waited),
             checks=(
                 Check(
                     "books_balance",
