@@ -50,7 +50,6 @@ def write_shards(
     lock_all(connection, (("metering join", hour["hour"].isoformat()) for hour in hours))
     given |= {"hours": [hour["hour"] for hour in hours]}
     joined = connection.execute(_JOINED, given).all()
-    connection.execute(_RECOUNTED, given)
     at_once = {hour["hour"]: hour for hour in hours}
     # Where shards have seen different landings, the sum is put right by the turn that the hour is due for.
     lost = sum(
@@ -69,7 +68,7 @@ _SHARDS = text("""
             :changed, :now, :run_id)
     ON CONFLICT DO NOTHING
 """)
-_DONE = """
+_JOINED = text("""
     WITH newest AS (
         SELECT DISTINCT ON (hour, shard) * FROM metered_shards
         WHERE hour = ANY(CAST(:hours AS timestamptz[])) AND shards = :shards AND layout = :layout
@@ -78,17 +77,14 @@ _DONE = """
         SELECT hour, min(landings) AS least, max(landings) AS most, min(recounts) AS recounts,
                CAST(sum(events) AS bigint) AS events, sum(duplicates) AS duplicates, sum(conflicts) AS conflicts,
                sum(changed) AS changed
-        FROM newest GROUP BY hour HAVING count(*) = :shards)
-"""
-_JOINED = text(f"""{_DONE}
-    , written AS (
+        FROM newest GROUP BY hour HAVING count(*) = :shards),
+    written AS (
         INSERT INTO metered_hours (hour, landings, events, duplicates, conflicts, changed, metered_at, run_id)
-        SELECT hour, least, events, duplicates, conflicts, changed, :now, :run_id FROM joined ON CONFLICT DO NOTHING)
+        SELECT hour, least, events, duplicates, conflicts, changed, :now, :run_id FROM joined ON CONFLICT DO NOTHING),
+    recounted AS (
+        UPDATE hour_recounts r SET done = j.recounts FROM joined j WHERE r.hour = j.hour AND r.done < j.recounts)
     SELECT hour, least, most, events FROM joined
-""")  # noqa: S608 - both parts are constants
-_RECOUNTED = text(f"""{_DONE}
-    UPDATE hour_recounts r SET done = j.recounts FROM joined j WHERE r.hour = j.hour AND r.done < j.recounts
-""")  # noqa: S608 - both parts are constants
+""")
 _AWAITED = text("""
     SELECT number FROM generate_series(1, CAST(:shards AS integer)) AS of (number)
     WHERE EXISTS (
