@@ -135,14 +135,11 @@ class Lake:
             return dict(zip(files, pool.map(self._digest, files), strict=True))
 
     def _digest(self, file: str) -> str | None:
-        digest = hashlib.sha256()
         try:
             with self.folder.open(file) as source:
-                while piece := source.read(_PIECE):
-                    digest.update(piece)
+                return hashlib.file_digest(source, "sha256").hexdigest()
         except FileNotFoundError:
             return None
-        return digest.hexdigest()
 
     def _rows(self, file: str) -> int | None:
         try:

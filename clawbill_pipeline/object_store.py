@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
 from fsspec.utils import glob_translate
@@ -135,7 +135,7 @@ class ObjectFolder:
                 for one in page:
                     yield Listed(one["path"], one["size"], one["last_modified"], one["e_tag"])
 
-    def open(self, object: Listed) -> BinaryIO:
+    def open(self, object: Listed) -> io.BufferedReader:
         """The bytes of this very version, read by ranges. Reading raises Replaced once there is another one."""
         return io.BufferedReader(_Ranges(self, object), _BUFFER)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from clawbill_pipeline.disk import scratch, told
 from clawbill_pipeline.object_store import ObjectFolder, is_address
@@ -32,7 +33,7 @@ class Folder(Protocol):
         """Raises FileNotFoundError."""
         ...
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedIOBase:
         """The file's bytes as they are now, whatever comes in its place. Raises FileNotFoundError."""
         ...
 
@@ -64,7 +65,7 @@ class DiskFolder:
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedIOBase:
         return (self.root / name).open("rb")
 
     @contextmanager
@@ -110,7 +111,7 @@ class StoreFolder:
     def read(self, name: str) -> bytes:
         return self.objects.read(name)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedIOBase:
         return self.objects.open(self.objects.find(name))
 
     @contextmanager

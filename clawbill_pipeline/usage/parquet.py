@@ -16,7 +16,6 @@ from clawbill_pipeline.usage.stored import Stored
 
 #: Rows read at a time: no fewer than the writers' usual row groups have.
 _ROWS = 131_072
-_PIECE = 16 * 1024 * 1024
 
 
 class ParquetBlock(NamedTuple):
@@ -84,7 +83,8 @@ class Parquet:
         raise InputFault("gone", f"{self.uri} has no row {number} any more")
 
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[ParquetBlock]:
-        digest = self._digest()
+        with self._stored.open() as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
         if landed:
             # The first landing of a file is known by the digest's own digest: later ones are of the same bytes.
             if hashlib.sha256(digest).hexdigest() != landed[0].sha256:
@@ -96,13 +96,6 @@ class Parquet:
                 )
             return
         yield from self._rows(digest)
-
-    def _digest(self) -> bytes:
-        digest = hashlib.sha256()
-        with self._stored.open() as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-        return digest.digest()
 
     def _rows(self, data: bytes) -> Iterator[ParquetBlock]:
         first = 0

@@ -7,8 +7,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from clawbill_pipeline.object_store import Listed, ObjectFolder
 
@@ -28,11 +29,11 @@ class Stored(Protocol):
         """The last part of the uri, without what compression appends."""
         ...
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedIOBase:
         """The bytes from their start. Raises OSError; of an object, Replaced once there is another one."""
         ...
 
-    def for_arrow(self) -> str | BinaryIO:
+    def for_arrow(self) -> str | BufferedIOBase:
         """What Arrow's own readers take: a path where there is one."""
         ...
 
@@ -66,7 +67,7 @@ class DiskFile:
     def name(self) -> str:
         return plain_name(self.path.name)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedIOBase:
         return self.path.open("rb")
 
     def for_arrow(self) -> str:
@@ -100,10 +101,10 @@ class StoredObject:
     def name(self) -> str:
         return plain_name(self.uri)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedIOBase:
         return self.folder.open(self.listed)
 
-    def for_arrow(self) -> BinaryIO:
+    def for_arrow(self) -> BufferedIOBase:
         return self.open()
 
     def size(self) -> int:
@@ -123,17 +124,17 @@ class Kept:
     """Bytes that something else keeps, such as a database: they never change."""
 
     uri: str
-    opened: Callable[[], BinaryIO]
+    opened: Callable[[], BufferedIOBase]
     length: int
 
     @property
     def name(self) -> str:
         return plain_name(self.uri)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BufferedIOBase:
         return self.opened()
 
-    def for_arrow(self) -> BinaryIO:
+    def for_arrow(self) -> BufferedIOBase:
         return self.open()
 
     def size(self) -> int:
