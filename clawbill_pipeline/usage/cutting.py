@@ -28,7 +28,6 @@ _SPECIAL = np.array([byte < ord(" ") or byte in (_QUOTE, _BACKSLASH) for byte in
 #: A number of so many digits is less than 2 ** 64, whatever they are.
 _DIGITS = 18
 _POWERS = np.array([10**power for power in range(7)], np.uint64)
-_PLACES = SCALE
 _HALF = _U(0xFFFFFFFF)
 _32 = _U(32)
 _DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
@@ -145,9 +144,9 @@ def decimals(data: Bytes, begins: Places, ends: Places, limbs: Limbs) -> bool:
             else:
                 return False
             place += _ONE
-        if not 0 < seen <= _DIGITS or behind == 0 or behind > _PLACES:
+        if not 0 < seen <= _DIGITS or behind == 0 or behind > SCALE:
             return False
-        more = _PLACES - max(behind, 0)
+        more = SCALE - max(behind, 0)
         low, high = digits, _U(0)
         for power in (more // 2, more - more // 2):
             lower = (low & _HALF) * _POWERS[power]
