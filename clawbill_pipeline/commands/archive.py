@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from clawbill_pipeline.commands.shared import now_of, opened, state_option, table, who
+from clawbill_pipeline.commands.shared import catalog_of, now_of, opened, state_option, table, who
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.ledger import archive as months
 from clawbill_pipeline.ledger.archive import Archived
+from clawbill_pipeline.ledger.still_read import refuse_still_read
 
 
 class Month(click.ParamType[date]):
@@ -45,7 +46,10 @@ def list_(state: Path | None) -> None:
 def store(state: Path | None, month: date) -> None:
     """Move a month into the lake. Each file is read back and compared before its rows leave the database."""
     with opened(state) as (settings, ledger):
-        moved = months.archive_month(ledger, Lake(settings.lake_root), month, now=now_of(settings), by=who())
+        now = now_of(settings)
+        with ledger.transaction() as connection:
+            refuse_still_read(connection, catalog_of(settings), month, now)
+        moved = months.archive_month(ledger, Lake(settings.lake_root), month, now=now, by=who())
     click.echo(_shown(moved) if moved else f"{month:%Y-%m} is archived already.")
 
 
