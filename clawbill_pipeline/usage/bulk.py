@@ -29,7 +29,7 @@ from clawbill_pipeline.usage.parquet import ParquetBlock
 from clawbill_pipeline.usage.text import Position, TextBlock
 
 if TYPE_CHECKING:
-    from clawbill_pipeline.usage.uniform import Cut
+    from clawbill_pipeline.usage.uniform import Cut, Shape
 
 #: Tenants, services and dimension sets are few and repeat.
 FEW = pa.dictionary(pa.int32(), pa.string())
@@ -154,8 +154,8 @@ class Bulk:
 
         shape: uniform.Shape | None = None
         while begin < len(data):
-            cut = uniform.cut_lines(data, begin, shape, _MOST_LINES)
-            if cut is None or cut.lines < _LEAST_LINES or (self._closed and not cut.shape.members <= self._words):
+            cut = uniform.cut_lines(data, begin, shape, _MOST_LINES, self._takes)
+            if cut is None or cut.lines < _LEAST_LINES:
                 # Of lines that differ from one another, ever more are passed over together.
                 begin = data.find(b"\n", begin + passed) + 1 or len(data)
                 passed *= 2
@@ -171,14 +171,17 @@ class Bulk:
         if rest < len(data):
             yield TextBlock.at(at, data[rest:]), None
 
+    def _takes(self, shape: Shape) -> bool:
+        """Whether lines of that shape may be usage events: they have the members that those need, in the right form,
+        and, where the source is closed, no other one."""
+        is_usage = _NEEDED.issubset(shape.names) and shape.numbers & self._words <= {"quantity"}
+        return is_usage and (not self._closed or shape.members <= self._words)
+
     def _given_texts(self, cut: Cut) -> dict[str, pa.Array] | None:
-        """The members as ``checked`` takes them; None where one is missing or of the wrong form."""
-        names = set(cut.shape.names)
-        if not names >= _NEEDED or not cut.shape.numbers & self._words <= {"quantity"}:
-            return None
+        """The members as ``checked`` takes them; None where a quantity or a time is none."""
         nothing = pa.nulls(cut.lines, pa.string())
         words = self._words - {"quantity", "timestamp"}
-        given = {name: cut.texts(name) if name in names else nothing for name in words}
+        given = {name: cut.texts(name) if name in cut.shape.names else nothing for name in words}
         try:
             return given | {"quantity": cut.decimals("quantity"), "timestamp": cut.times("timestamp")}
         except pa.ArrowInvalid:

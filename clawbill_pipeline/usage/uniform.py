@@ -8,6 +8,7 @@ no digit of a number is lost. What can't be proven is left to a real parser.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -75,12 +76,13 @@ class Shape(NamedTuple):
         return cls(tuple(texts), tuple(names), frozenset(numbers), members)
 
 
-def cut_lines(data: bytes, at: int, shape: Shape | None, most: int) -> Cut | None:
-    """Lines of ``shape``, or else of the shape in which ``data[at:]`` begins; None where it begins in none."""
+def cut_lines(data: bytes, at: int, shape: Shape | None, most: int, takes: Callable[[Shape], bool]) -> Cut | None:
+    """Lines of ``shape``, or else of the shape in which ``data[at:]`` begins; None where it begins in none that
+    ``takes`` takes."""
     if shape is not None and (found := Cut(data, at, shape, most)).lines:
         return found
     own = Shape.of(data[at : data.find(b"\n", at) + 1])
-    return Cut(data, at, own, most) if own is not None and own != shape else None
+    return Cut(data, at, own, most) if own is not None and own != shape and takes(own) else None
 
 
 class Cut:

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clawbill_pipeline.usage import bulk, text
+from clawbill_pipeline.usage import bulk, text, uniform
 from clawbill_pipeline.usage.events import Judge
 from clawbill_pipeline.usage.inputs import InputFault
 from clawbill_pipeline.usage.json_formats import CloudEventRecords, JsonRecords
@@ -218,6 +218,21 @@ def test_lines_that_are_alike_are_not_parsed(pool, monkeypatch):
     monkeypatch.setattr(bulk.pj, "read_json", None)
     found = events(read(data, formats["json"], pool)[0])
     assert sorted(row[6] for row in found) == [number + Decimal("0.5") for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("line", "closed"),
+    [
+        (record(note="x"), True),
+        (record(event_id=7), False),
+        ({name: value for name, value in record().items() if name != "event_id"}, False),
+    ],
+)
+def test_lines_that_can_be_no_usage_are_not_cut_for_nothing(line, closed, monkeypatch):
+    data = json.dumps(line).encode() + b"\n"
+    monkeypatch.setattr(uniform, "Cut", None)
+    made, left = bulk.Bulk(judge, closed=closed).json_lines(text.TextBlock.at(text.Position(), data * 50))
+    assert (made, len(list(left))) == ([], 50)
 
 
 @relaxed

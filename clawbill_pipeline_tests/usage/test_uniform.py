@@ -17,9 +17,13 @@ plain = st.builds(lambda digits, places: Decimal(digits).scaleb(-places), st.int
                   st.integers(0, 12))  # fmt: skip
 
 
+def anything(_: Shape) -> bool:
+    return True
+
+
 def cut_of(lines: list[str]) -> uniform.Cut:
     data = "".join(line + "\n" for line in lines).encode()
-    found = uniform.cut_lines(data, 0, None, len(lines) + 1)
+    found = uniform.cut_lines(data, 0, None, len(lines) + 1, anything)
     assert found is not None
     return found
 
@@ -74,12 +78,19 @@ def test_no_place_beyond_the_twelfth_is_lost():
 
 def test_a_cut_ends_where_the_shape_does():
     data = b'{"a":"1"}\n{"a":"2"}\n{"b":"3"}\n{"a":"4"}\n'
-    first = uniform.cut_lines(data, 0, None, 10)
+    first = uniform.cut_lines(data, 0, None, 10, anything)
     assert first is not None
     assert (first.lines, first.end, first.texts("a").to_pylist()) == (2, 20, ["1", "2"])
-    second = uniform.cut_lines(data, first.end, first.shape, 10)
+    second = uniform.cut_lines(data, first.end, first.shape, 10, anything)
     assert second is not None
     assert (second.shape.names, second.lines, second.begins.tolist()) == (("b",), 1, [0])
+
+
+def test_a_shape_that_is_not_wanted_is_not_cut(monkeypatch):
+    monkeypatch.setattr(uniform, "cut", None)
+    seen: list[Shape] = []
+    assert uniform.cut_lines(b'{"a":"1"}\n{"a":"2"}\n', 0, None, 10, lambda shape: bool(seen.append(shape))) is None
+    assert [shape.names for shape in seen] == [("a",)]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,7 @@ def test_what_has_no_shape(line):
 
 
 def test_a_last_line_without_its_line_feed_is_no_line():
-    assert uniform.cut_lines(b'{"a":"1"}', 0, None, 10) is None
-    found = uniform.cut_lines(b'{"a":"1"}\n{"a":"2"}', 0, None, 10)
+    assert uniform.cut_lines(b'{"a":"1"}', 0, None, 10, anything) is None
+    found = uniform.cut_lines(b'{"a":"1"}\n{"a":"2"}', 0, None, 10, anything)
     assert found is not None
     assert found.lines == 1
