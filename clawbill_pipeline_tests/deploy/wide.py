@@ -32,6 +32,7 @@ from clawbill_pipeline.defs.shards import SHARD_TAG
 from clawbill_pipeline.sandbox.demo.lines import Line, RunFailed
 from clawbill_pipeline.sandbox.demo.play import play
 from clawbill_pipeline.stack import Stack
+from clawbill_pipeline_tests.deploy.sealed import sealed
 from clawbill_pipeline_tests.object_store import CREDENTIALS, Store, serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "celery"
@@ -92,8 +93,11 @@ def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
     }
 
 
-def start_worker(stack: Stack, name: str) -> processes.Child:
-    """A Celery worker with a state folder, DAGSTER_HOME and TMPDIR in it, of its own; it shares but the services."""
+def start_worker(stack: Stack, name: str, *, alone: bool = False) -> processes.Child:
+    """A Celery worker with a state folder, DAGSTER_HOME and TMPDIR in it, of its own; it shares but the services.
+
+    ``alone``: as in its container, where it can write to nothing else (if this machine allows that).
+    """
     scratch = stack.state / name / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     home = shutil.copytree(DEPLOY, stack.state / name / "dagster")
@@ -106,6 +110,9 @@ def start_worker(stack: Stack, name: str) -> processes.Child:
         str(programs / "dagster-celery"), "worker", "start", "-A", "dagster_celery.app",
         "-y", str(home / "worker.yaml"), "-n", name, "--", "--concurrency", "1",
     ]  # fmt: skip
+    if alone:
+        env["HOME"] = str(scratch)
+        command = [*sealed(stack.state / name), *command]
     child = processes.start(name, command, env=env, log=stack.state / "logs" / f"{name}.log", cwd=home)
     child.wait_until(lambda: "ready." in child.log.read_text(), patience=120)
     return child
@@ -134,7 +141,7 @@ def main() -> None:
     def prepare(stack: Stack) -> Any:
         stack.env |= shared(store, broker)
         shutil.copyfile(DEPLOY / "dagster.yaml", stack.dagster_home() / "dagster.yaml")
-        children.extend(start_worker(stack, name) for name in ("one", "two"))
+        children.extend(start_worker(stack, name, alone=True) for name in ("one", "two"))
         return line
 
     with ValkeyServer() as broker, serving() as store:
