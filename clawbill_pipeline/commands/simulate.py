@@ -86,7 +86,10 @@ def simulate(
         raise click.UsageError("--to must be later than --from")
     candidate = load(file)
     with opened(state) as (settings, ledger):
-        found = compare(ledger, catalog_of(settings), candidate, start=start, end=end, as_of=as_of)
+        found = compare(
+            ledger, catalog_of(settings), candidate,
+            start=start, end=end, as_of=as_of, memory_limit=settings.memory_limit,
+        )  # fmt: skip
     _write(found, csv_file, xlsx_file, html_file)
     beyond = found.beyond(threshold) if threshold is not None else ()
     failed = bool(beyond or (threshold is not None and found.unclear))

@@ -10,6 +10,7 @@ from clawbill_pipeline.catalog.periods import moment
 from clawbill_pipeline.defs.presentation import FINANCE
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.rating.history import compare
+from clawbill_pipeline.settings import Settings
 
 #: Rows of a table in the UI; `clawbill simulate` writes files with all of them.
 MOST_ROWS = 200
@@ -30,6 +31,7 @@ def simulate_prices(
     config: PriceSimulation,
     catalog: dg.ResourceParam[Catalog],
     ledger: dg.ResourceParam[Ledger],
+    settings: dg.ResourceParam[Settings],
 ) -> None:
     """Rates the ledger's metered usage with both catalogues; writes nothing and calls nobody."""
     found = compare(
@@ -39,6 +41,7 @@ def simulate_prices(
         start=moment(config.start),
         end=moment(config.end),
         as_of=moment(config.as_of) if config.as_of else None,
+        memory_limit=settings.memory_limit,
     )
     bills = [bill.as_json() for bill in found.bills]
     movements = [movement.as_json() for movement in found.movements]

@@ -43,13 +43,15 @@ def compare(
     start: datetime,
     end: datetime,
     as_of: datetime | None = None,
+    memory_limit: str | None = None,
 ) -> Comparison:
     """``simulate`` over the usage that the ledger has metered for ``[start, end)``. Reads, and nothing else.
 
-    The history lies in a file meanwhile, so it may be larger than memory. Raises LedgerError.
+    The history lies in a file meanwhile, so it may be larger than memory. ``memory_limit`` (``1GB``) is DuckDB's; what
+    is more spills to disk. Raises LedgerError, or DiskFull.
     """
     first = history_start((current, candidate), start)
-    with scratch("history") as folder, duck() as db:
+    with scratch("history") as folder, duck(memory_limit=memory_limit) as db:
         csv, parquet = folder / "history.csv", folder / "history.parquet"
         with ledger.transaction() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ from clawbill_pipeline.definitions import build_definitions
 from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.tables import SCHEMA
 from clawbill_pipeline.openclaw import OpenClaw
+from clawbill_pipeline.rating import history
 from clawbill_pipeline.rating.history import compare
 from clawbill_pipeline.rating.station import rate
 from clawbill_pipeline_tests.benchmarks.rating import TOKEN, serving
@@ -303,6 +305,29 @@ def test_the_dagster_job_shows_the_tables_and_writes_nothing(ledger: Ledger, tmp
     assert len(metadata["tenants_and_services"].records) == 5  # type: ignore[attr-defined]
     assert shown["in_neither_catalogue"] == "nobody"
     assert fingerprint(ledger) == before
+
+
+@pytest.mark.usefixtures("ledger")
+def test_the_memory_limit_of_the_settings_is_that_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[str] = []
+    opened = history.duck
+
+    @contextmanager
+    def noted(**given: Any) -> Iterator[Any]:
+        with opened(**given) as db:
+            limits.append(db.sql("SELECT current_setting('memory_limit')").fetchall()[0][0])
+            yield db
+
+    monkeypatch.setattr(history, "duck", noted)
+    monkeypatch.setenv("CLAWBILL_MEMORY_LIMIT", "100MB")
+    assert json.loads(simulate("--json").stdout)["revenue"][0]["change"] == "8"
+    job = build_definitions().resolve_job_def("price_simulation")
+    config = {"catalog": str(tmp_path / "new.yaml"), "start": "2026-02-01", "end": "2026-03-01"}
+    with dg.DagsterInstance.ephemeral() as instance:
+        job.execute_in_process(run_config={"ops": {"simulate_prices": {"config": config}}}, instance=instance)
+    assert limits == ["95.3 MiB", "95.3 MiB"]
 
 
 def test_the_current_amounts_are_those_that_were_booked(ledger: Ledger, tmp_path: Path) -> None:
