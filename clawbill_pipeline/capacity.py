@@ -250,7 +250,8 @@ def _rows(load: Load, windows: int, records: int, used: int, known: Constants) -
         ("metered_usage", windows * hours * again, 0),
         ("rated_usage", windows * hours * again, 0),
         ("usage_records", records * hours * again, spare),
-        ("audit_trail", records * hours * again + (2 + periods) * load.tenants, 0),
+        ("usage_record_trail", records * hours * again, 0),
+        ("audit_trail", (2 + periods) * load.tenants, 0),
         ("planned_totals", used, 0),
         ("usage_summaries", load.accounts * load.days, 0),
         ("reconciliations", load.days * used, 0),  # a row a day, as large as all accounts: counted by these

@@ -229,9 +229,10 @@ SELECT b.id, b.period, b.tenant_id, b.service, b.hour, b.cause, b.currency, b.qu
     WHERE u.hour = b.hour AND (u.tenant_id = b.tenant_id OR jsonb_exists(u.parts, b.tenant_id))
       AND u.service = b.service AND u.parked IS NOT NULL
       AND 'usage_record.parked' = (
-        SELECT a.kind FROM audit_trail a
-        WHERE a.subject = u.identifier AND a.kind IN ('usage_record.parked', 'usage_record.retried')
-        ORDER BY a.id DESC LIMIT 1)) AS by_hand
+        SELECT t.kind FROM usage_record_trail t
+        WHERE t.hour = u.hour AND t.identifier = u.identifier
+          AND t.kind IN ('usage_record.parked', 'usage_record.retried')
+        ORDER BY t.id DESC LIMIT 1)) AS by_hand
 FROM breaks b
 LEFT JOIN begun ON begun.subject = 'break ' || b.id LEFT JOIN approved ON approved.subject = 'break ' || b.id
 WHERE b.closed_at IS NULL AND b.cause = ANY(:causes) AND (CAST(:period AS text) IS NULL OR b.period = :period)

@@ -11,8 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.delivery.backends import UNSENDABLE
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import refuse_archived
 
 
 class NotFound(LookupError):
@@ -96,17 +98,27 @@ def listed(ledger: Ledger, which: Which, limit: int = 100) -> list[Listed]:
 
 
 def show(ledger: Ledger, identifier: str) -> dict[str, Any]:
-    """All that is known of a record, with its audit trail. Raises NotFound."""
-    conditions, given = _conditions(Which(identifiers=(identifier,)))
+    """All that is known of a record, with its trail. Raises NotFound, and ArchiveError where its month is archived."""
+    hour = _hour(identifier)
+    given = {"hour": hour, "identifier": identifier}
     with ledger.transaction() as connection:
-        row = connection.execute(text(f"SELECT * FROM usage_records WHERE {conditions}"), given).one_or_none()  # noqa: S608
+        refuse_archived(connection, hour, hour + HOUR)
+        row = connection.execute(_RECORD, given).one_or_none()
         if row is None:
             raise NotFound(f"no usage record {identifier!r}; `clawbill outbox list` shows identifiers")
-        trail = connection.execute(_TRAIL, {"identifier": identifier}).all()
+        trail = connection.execute(_TRAIL, given).all()
     return row._asdict() | {"trail": [entry._asdict() for entry in trail]}
 
 
-_TRAIL = text("SELECT at, kind, detail FROM audit_trail WHERE subject = :identifier ORDER BY id")
+_RECORD = text("SELECT * FROM usage_records WHERE hour = :hour AND identifier = :identifier")
+# What Stripe's reports said of it is in the audit trail, with the other things that webhooks told.
+_TRAIL = text("""
+SELECT at, kind, detail FROM (
+    SELECT at, id, kind, detail FROM usage_record_trail WHERE hour = :hour AND identifier = :identifier
+    UNION ALL
+    SELECT at, id, kind, detail FROM audit_trail WHERE kind = 'usage_record.rejected' AND subject = :identifier
+) entries ORDER BY at, id
+""")
 
 
 def retry(ledger: Ledger, which: Which, *, now: datetime, by: str) -> int:
@@ -122,11 +134,11 @@ def retry(ledger: Ledger, which: Which, *, now: datetime, by: str) -> int:
         WHERE {conditions} AND state <> 'delivered' AND state <> 'sending'
           AND (parked IS NOT NULL OR next_attempt_at IS NOT NULL OR state = 'rejected')
           AND parked IS DISTINCT FROM 'replan' AND parked IS DISTINCT FROM :unsendable
-        RETURNING identifier, tenant_id
+        RETURNING hour, identifier, tenant_id
     """  # noqa: S608 -- own text
     with ledger.transaction() as connection:
         moved = connection.execute(text(query), given | {"unsendable": UNSENDABLE}).all()
-        _record(connection, "usage_record.retried", moved, now, {"by": by})
+        _note(connection, "usage_record.retried", moved, now, {"by": by})
     return len(moved)
 
 
@@ -141,11 +153,11 @@ def park(ledger: Ledger, which: Which, *, reason: str, now: datetime, by: str) -
     query = f"""
         UPDATE usage_records SET parked = :reason
         WHERE {conditions} AND state IN ('planned', 'unknown') AND state <> 'delivered' AND parked IS NULL
-        RETURNING identifier, tenant_id
+        RETURNING hour, identifier, tenant_id
     """  # noqa: S608 -- own text
     with ledger.transaction() as connection:
         moved = connection.execute(text(query), given | {"reason": reason}).all()
-        _record(connection, "usage_record.parked", moved, now, {"by": by, "reason": reason})
+        _note(connection, "usage_record.parked", moved, now, {"by": by, "reason": reason})
     return len(moved)
 
 
@@ -179,16 +191,13 @@ def _hour(identifier: str) -> datetime:
         ) from None
 
 
-def _record(connection: Connection, kind: str, moved: Sequence[Any], now: datetime, detail: dict[str, Any]) -> None:
-    rows = [
-        {"at": now, "kind": kind, "tenant_id": row.tenant_id, "subject": row.identifier, "detail": json.dumps(detail)}
-        for row in moved
-    ]
+def _note(connection: Connection, kind: str, moved: Sequence[Any], now: datetime, detail: dict[str, Any]) -> None:
+    rows = [{**row._asdict(), "at": now, "kind": kind, "detail": json.dumps(detail)} for row in moved]
     if rows:
-        connection.execute(_RECORD, rows)
+        connection.execute(_NOTE, rows)
 
 
-_RECORD = text("""
-INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
-VALUES (:at, :kind, :tenant_id, :subject, CAST(:detail AS jsonb))
+_NOTE = text("""
+INSERT INTO usage_record_trail (hour, identifier, at, kind, tenant_id, detail)
+VALUES (:hour, :identifier, :at, :kind, :tenant_id, CAST(:detail AS jsonb))
 """)

@@ -167,7 +167,7 @@ WHERE u.hour = given.hour AND u.identifier = given.identifier
 
 
 def write_moves(ledger: Ledger, moves: Sequence[Move], run_id: str) -> None:
-    """Commits what became of records, with a line in the audit trail for each one delivered."""
+    """Commits what became of records, with an entry in their trail for each one delivered."""
     rows = [
         {
             "hour": move.row.hour.isoformat(),
@@ -199,10 +199,9 @@ WITH moved AS (
     WHERE u.hour = m.hour AND u.identifier = m.identifier AND u.state <> 'delivered'
     RETURNING u.*
 )
-INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
-SELECT settled_at, 'usage_record.created', tenant_id, identifier, jsonb_build_object(
-    'service', service, 'customer', customer_id, 'meter', meter, 'backend', backend, 'window_start', window_start,
-    'revision', revision, 'value', value::text, 'units', units::text, 'run_id', CAST(:run_id AS text)
+INSERT INTO usage_record_trail (hour, identifier, at, kind, tenant_id, detail)
+SELECT hour, identifier, settled_at, 'usage_record.created', tenant_id, jsonb_build_object(
+    'value', value::text, 'run_id', CAST(:run_id AS text)
 )
 FROM moved WHERE state = 'delivered'
 """)

@@ -58,7 +58,9 @@ def send_lost_again(
         error = "acknowledged by Stripe, but not held"
         connection.execute(_LOST, {"hour": hour, "identifiers": lost, "error": error})
         detail = json.dumps({"by": by, "missing": str(missing)})
-        trail = [{"at": now, "tenant_id": tenant_id, "subject": name, "detail": detail} for name in lost]
+        trail = [
+            {"hour": hour, "identifier": name, "at": now, "tenant_id": tenant_id, "detail": detail} for name in lost
+        ]
         connection.execute(_TRAIL, trail)
     return len(lost)
 
@@ -73,6 +75,6 @@ UPDATE usage_records SET state = 'rejected', parked = 'replan', error = :error
 WHERE hour = :hour AND identifier = ANY(:identifiers) AND state = 'delivered'
 """)
 _TRAIL = text("""
-INSERT INTO audit_trail (at, kind, tenant_id, subject, detail)
-VALUES (:at, 'usage_record.lost', :tenant_id, :subject, CAST(:detail AS jsonb))
+INSERT INTO usage_record_trail (hour, identifier, at, kind, tenant_id, detail)
+VALUES (:hour, :identifier, :at, 'usage_record.lost', :tenant_id, CAST(:detail AS jsonb))
 """)

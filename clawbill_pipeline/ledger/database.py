@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pyarrow import csv
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
@@ -69,14 +69,17 @@ class Ledger:
                     raise LedgerError(f"{said}. {_ROOM}") from error
                 raise
 
-    def ensure_partitions(self, hours: Iterable[datetime]) -> None:
-        """Makes the monthly partitions that rows of these hours fall into."""
-        months = {(hour.astimezone(UTC).year, hour.astimezone(UTC).month) for hour in hours}
-        for year, month in sorted(months):
-            for table in PARTITIONED:
+    def ensure_partitions(self, hours: Iterable[datetime], tables: Iterable[Table] = PARTITIONED) -> None:
+        """Makes the monthly partitions that rows of these hours fall into. Raises LedgerError for an archived month."""
+        months = sorted({(hour.astimezone(UTC).year, hour.astimezone(UTC).month) for hour in hours})
+        wanted = [(table.name, year, month) for table in tables for year, month in months]
+        with self.transaction() as connection:
+            there = _partitions(connection, *(partition_of(*month) for month in wanted))
+        for table, year, month in wanted:
+            if partition_of(table, year, month) not in there:
                 # One transaction each: no lock on one table is held while another is waited for.
                 with self.transaction() as connection:
-                    ensure_partition(connection, table.name, year, month)
+                    ensure_partition(connection, table, year, month)
 
 
 def partition_of(table: str, year: int, month: int) -> str:
@@ -92,10 +95,10 @@ def month_bounds(year: int, month: int) -> tuple[datetime, datetime]:
 def ensure_partition(connection: Connection, table: str, year: int, month: int, *, archived: bool = False) -> None:
     """Makes the partition of a UTC month. Raises LedgerError for one that is archived, unless ``archived``."""
     name = partition_of(table, year, month)
-    if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
+    if _partitions(connection, name):
         return
     lock(connection, "partitions")
-    if connection.scalar(_IS_PARTITION, {"schema": SCHEMA, "name": name}):
+    if _partitions(connection, name):
         return
     if not archived and connection.scalar(_IS_ARCHIVED, {"table": table, "month": date(year, month, 1)}) == "archived":
         raise LedgerError(
@@ -116,10 +119,15 @@ def ensure_partition(connection: Connection, table: str, year: int, month: int, 
     )
 
 
+def _partitions(connection: Connection, *names: str) -> set[str]:
+    """Those of ``names`` that are there."""
+    return set(connection.scalars(_PARTITIONS, {"schema": SCHEMA, "names": list(names)}))
+
+
 # Not by to_regclass, which may remember from before the lock that there was none.
-_IS_PARTITION = text("""
-    SELECT EXISTS (SELECT FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
-                   JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema AND c.relname = :name)
+_PARTITIONS = text("""
+    SELECT c.relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = :schema AND c.relname = ANY(:names)
 """)
 _IS_ARCHIVED = text("""
     SELECT action FROM archived_months WHERE table_name = :table AND month = :month ORDER BY id DESC LIMIT 1

@@ -114,20 +114,21 @@ quarantine = Table(
 usage_witnesses = Table(
     "usage_witnesses",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("source", Text, nullable=False),
-    Column("uri", Text, nullable=False, comment="File of the answer, below the source's folder of witnesses."),
-    Column("tenant_id", Text, nullable=False),
-    Column("service", Text, nullable=False),
+    Column("source", Text, primary_key=True),
+    Column("tenant_id", Text, primary_key=True),
     Column(
-        "starts", DateTime(timezone=True), nullable=False, comment="Start of the hour or UTC day that it speaks of."
+        "starts", DateTime(timezone=True), primary_key=True, comment="Start of the hour or UTC day that it speaks of."
     ),
-    Column("ends", DateTime(timezone=True), nullable=False, comment="Its end, exclusive."),
+    Column("ends", DateTime(timezone=True), primary_key=True, comment="Its end, exclusive."),
+    Column("service", Text, primary_key=True),
+    Column(
+        "said_at", DateTime(timezone=True), primary_key=True, comment="When the witness said so; the newest counts."
+    ),
+    Column("uri", Text, nullable=False, comment="File of the answer, below the source's folder of witnesses."),
     _number("quantity"),
     Column("cost", Numeric(38, 12), comment="Provider's cost in USD as the witness has it; null where it says none."),
-    Column("said_at", DateTime(timezone=True), nullable=False, comment="When the witness said so; the newest counts."),
     Column("read_at", DateTime(timezone=True), nullable=False, comment="When it was read."),
-    UniqueConstraint("source", "tenant_id", "starts", "ends", "service", "said_at", name="usage_witnesses_key"),
+    postgresql_partition_by="RANGE (starts)",
 )
 
 # Station 2: quantities.
@@ -224,6 +225,7 @@ witnessed_usage = Table(
     Column("archived_quantity", Numeric(38, 12), nullable=False, comment="What the copies in archives come to."),
     _at("metered_at"),
     Column("run_id", Text, nullable=False),
+    postgresql_partition_by="RANGE (hour)",
 )
 
 # Values that count once a billing period; an earlier use that is learnt of later moves one.
@@ -413,6 +415,20 @@ usage_records = Table(
 #: The only columns of ``usage_records`` that an UPDATE may change.
 OUTBOX_MOVES = ("state", "attempts", "first_sent_at", "settled_at", "next_attempt_at", "parked", "error", "answer")
 
+# What became of usage records, by us: an entry a delivery, and one for everything that a person does with a record.
+usage_record_trail = Table(
+    "usage_record_trail",
+    metadata,
+    Column("hour", DateTime(timezone=True), primary_key=True, comment="Of the usage record."),
+    Column("identifier", Text, primary_key=True, comment="Of the usage record."),
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _at("at"),
+    Column("kind", Text, nullable=False, comment="For example usage_record.created."),
+    Column("tenant_id", Text, nullable=False),
+    Column("detail", JSONB, nullable=False, comment="What the record itself doesn't say: who, why, which run."),
+    postgresql_partition_by="RANGE (hour)",
+)
+
 # What rounding goes on from: kept as records are planned, so that planning an hour never sums a whole period.
 planned_totals = Table(
     "planned_totals",
@@ -425,12 +441,13 @@ planned_totals = Table(
     postgresql_with={"fillfactor": 80},
 )
 
+# What people decided, what Stripe told, what was made there: as much as people do. What is a row an hour is not here.
 audit_trail = Table(
     "audit_trail",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     _at("at"),
-    Column("kind", Text, nullable=False, comment="For example usage_record.created."),
+    Column("kind", Text, nullable=False, comment="For example close.hold."),
     Column("tenant_id", Text),
     Column("subject", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
@@ -753,11 +770,12 @@ for _table in metadata.tables.values():
     for _column in _table.columns:
         _column.comment = _column.comment or _COMMON.get(_column.name)
 
-PARTITIONED = (metered_usage, rated_usage, usage_records)
+#: By UTC months of their hour, and archived by them: what grows by the hour with tenants and services.
+PARTITIONED = (metered_usage, rated_usage, usage_records, usage_record_trail, witnessed_usage, usage_witnesses)
 APPEND_ONLY = (
     landings, landed_hours, landings_mark, quarantine, usage_witnesses, witnessed_usage, metered_hours,
     metered_shards, metered_ahead, unusual_volumes,
-    metered_usage, rated_usage, audit_trail,
+    metered_usage, rated_usage, usage_record_trail, audit_trail,
     stripe_events, stripe_events_handled, stripe_events_mark, usage_summaries, reconciliations, reports,
     archived_months,
 )  # fmt: skip

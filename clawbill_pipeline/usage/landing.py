@@ -38,6 +38,7 @@ from clawbill_pipeline.usage.inputs import Input, InputFault, Landing
 from clawbill_pipeline.usage.quarantine import WHOLE, Entry, masked, set_aside
 from clawbill_pipeline.usage.reading import THREADS, Batch, Reader, batches
 from clawbill_pipeline.usage.sources import inputs
+from clawbill_pipeline.usage.unchanged import Unchanged
 from clawbill_pipeline.usage.witnesses import NoAnswer, answers, keep, said
 
 #: Tenants that a check names.
@@ -104,10 +105,6 @@ _LANDED = text(
     "SELECT id, position, size, sha256 FROM landings "
     "WHERE source = :source AND uri = :uri AND position NOT LIKE 'replay of %' ORDER BY id"
 )
-_NEWEST = text(
-    "SELECT DISTINCT ON (uri) uri, id, size FROM landings "
-    "WHERE source = :source AND position NOT LIKE 'replay of %' ORDER BY uri, id DESC"
-)
 _NEWEST_OF_SOURCES = text("""
     SELECT s.name, (SELECT landed_at FROM landings WHERE source = s.name ORDER BY id DESC LIMIT 1) AS landed_at
     FROM unnest(CAST(:sources AS text[])) AS s (name)
@@ -142,12 +139,12 @@ class Run:
     def source(self, source: Source, folder: Path) -> None:
         unchanged = Unchanged(self.lake, source.name)
         with self.ledger.transaction() as connection:
-            newest = {row.uri: (row.id, row.size) for row in connection.execute(_NEWEST, {"source": source.name})}
+            unchanged.compare(connection)
         try:
             for input in inputs(source, folder, self.ledger):
                 self.total.inputs += 1
                 try:
-                    if input.uri not in newest or not unchanged.holds(input, *newest[input.uri]):
+                    if not unchanged.holds(input):
                         self.input(source.name, input, unchanged)
                 except Replaced:  # nothing of it was kept; the next listing has the new one
                     self.total.waiting += 1
@@ -174,13 +171,13 @@ class Run:
             except (NoAnswer, OSError) as error:
                 self.total.problem("unreadable", source.name, path.name, str(error))
                 continue
-            with self.ledger.transaction() as connection:
-                keep(connection, source.name, rows, self.now)
+            keep(self.ledger, source.name, rows, self.now)
 
     def input(self, source: str, input: Input, unchanged: Unchanged) -> None:
         done: list[Batch] = []
         fault: InputFault | None = None
         stamp = input.stamp()
+        unchanged.forget(input.uri)
         before: int | None = None
         newest: int | None = None
         reader = Reader(source, input, self.judge)
@@ -313,35 +310,6 @@ def _newest_landings(ledger: Ledger, catalog: Catalog) -> dict[str, datetime | N
 
 
 # --- what is known -------------------------------------------------------------------------------------------------
-
-
-class Unchanged:
-    """Which inputs need no look, since they are what they were when all of them had been read. A cache, no more:
-
-    without it every input is compared with what was landed of it, byte by byte.
-    """
-
-    def __init__(self, lake: Lake, source: str) -> None:
-        self._folder, self._name = lake.folder, f"sources/{source}.json"
-        try:
-            self._stamps: dict[str, list[int | str]] = json.loads(self._folder.read(self._name))
-        except (FileNotFoundError, ValueError):
-            self._stamps = {}
-        self._dirty = False
-
-    def holds(self, input: Input, landing_id: int, size: int) -> bool:
-        stamp = input.stamp()
-        return stamp is not None and self._stamps.get(input.uri) == [landing_id, *stamp] and input.size() == size
-
-    def remember(self, uri: str, landing_id: int, stamp: Sequence[int | str] | None) -> None:
-        if stamp is not None and self._stamps.get(uri) != [landing_id, *stamp]:
-            self._stamps[uri] = [landing_id, *stamp]
-            self._dirty = True
-
-    def keep(self) -> None:
-        if self._dirty:
-            with self._folder.made(self._name) as path:
-                path.write_text(json.dumps(self._stamps), encoding="utf-8")
 
 
 @dataclass

@@ -14,8 +14,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import archived
+from clawbill_pipeline.ledger.tables import usage_witnesses
 from clawbill_pipeline.usage.events import TENANT, witnessed
 
 #: Service → the member of an answer that counts it, and the one that has its cost.
@@ -99,13 +102,30 @@ def _midnight(day: str) -> datetime:
     return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
 
 
+def keep(ledger: Ledger, source: str, rows: Sequence[Said], now: datetime) -> int:
+    """Keeps what is new of ``rows``; returns how many were. What is said of months that are archived is not kept.
+
+    Gateways say everything again whenever they are asked: what was said once its time was over is kept when it changes.
+    """
+    with ledger.transaction() as connection:
+        gone = {each.month for each in archived(connection) if each.table == usage_witnesses.name}
+    kept = [row for row in rows if row.starts.date().replace(day=1) not in gone]
+    ledger.ensure_partitions({row.starts for row in kept}, [usage_witnesses])
+    with ledger.transaction() as connection:
+        return sum(connection.execute(_KEEP, {**row._asdict(), "source": source, "now": now}).rowcount for row in kept)
+
+
 _KEEP = text("""
     INSERT INTO usage_witnesses (source, uri, tenant_id, service, starts, ends, quantity, cost, said_at, read_at)
-    VALUES (:source, :uri, :tenant_id, :service, :starts, :ends, :quantity, :cost, :said_at, :now)
+    SELECT :source, :uri, :tenant_id, :service, :starts, :ends, :quantity, CAST(:cost AS numeric), :said_at, :now
+    WHERE NOT EXISTS (
+        SELECT FROM (
+            SELECT * FROM usage_witnesses
+            WHERE source = :source AND tenant_id = :tenant_id AND service = :service AND starts = :starts
+              AND ends = :ends AND said_at < :said_at
+            ORDER BY said_at DESC LIMIT 1
+        ) before
+        WHERE quantity = :quantity AND cost IS NOT DISTINCT FROM CAST(:cost AS numeric) AND said_at >= :ends
+    )
     ON CONFLICT DO NOTHING
 """)
-
-
-def keep(connection: Connection, source: str, rows: Sequence[Said], now: datetime) -> int:
-    """Keeps what is new of ``rows``; returns how many were."""
-    return sum(connection.execute(_KEEP, {**row._asdict(), "source": source, "now": now}).rowcount for row in rows)

@@ -34,8 +34,8 @@ FILE = ROOT / "clawbill_pipeline" / "capacity.toml"
 PAGE = ROOT / "docs" / "scale.md"
 #: Tables that grow with usage, and when they have their rows: by the hour, or at the close.
 HOURLY = (
-    "metered_usage", "rated_usage", "usage_records", "audit_trail", "planned_totals", "usage_summaries",
-    "reconciliations", "stripe_customers", "stripe_items",
+    "metered_usage", "rated_usage", "usage_records", "usage_record_trail", "audit_trail", "planned_totals",
+    "usage_summaries", "reconciliations", "stripe_customers", "stripe_items",
 )  # fmt: skip
 AT_THE_CLOSE = ("stripe_events", "stripe_events_handled", "invoices", "invoice_lines", "tenant_standing")
 #: Tables with a row an hour or a file.

@@ -70,7 +70,8 @@ def test_above_the_limit_a_person_approves(works: Works) -> None:
     retried = works.world.audited("usage_record.retried")
     assert row.identifier in retried
     detail = (
-        f"SELECT detail->>'by' FROM audit_trail WHERE kind = 'usage_record.retried' AND subject = '{row.identifier}'"
+        "SELECT detail->>'by' FROM usage_record_trail"
+        f" WHERE kind = 'usage_record.retried' AND identifier = '{row.identifier}'"
     )
     with works.ledger.transaction() as connection:
         assert connection.exec_driver_sql(detail).scalar_one() == f"ann, for break {first}"

@@ -17,7 +17,7 @@ from clawbill_pipeline.delivery.planning import Planned, plan
 from clawbill_pipeline.delivery.provisioning import Provisioned, provision
 from clawbill_pipeline.delivery.sending import Delivered, deliver
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.tables import audit_trail, rated_usage, usage_records
+from clawbill_pipeline.ledger.tables import rated_usage, usage_record_trail, usage_records
 from clawbill_pipeline.stripe_api import LEGACY_VERSION, StripeApi
 from clawbill_pipeline_tests.sandbox.stripe.server import Account, Sandbox
 
@@ -156,7 +156,8 @@ class World:
 
     def audited(self, kind: str = "usage_record.created") -> list[str]:
         with self.ledger.transaction() as connection:
-            return list(connection.scalars(select(audit_trail.c.subject).filter_by(kind=kind).order_by("id")))
+            query = select(usage_record_trail.c.identifier).filter_by(kind=kind)
+            return list(connection.scalars(query.order_by("id")))
 
     def execute(self, sql: str, **values: Any) -> None:
         with self.ledger.transaction() as connection:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 
 from clawbill_pipeline.ledger import Ledger
-from clawbill_pipeline.ledger.tables import APPEND_ONLY, GUARDED
+from clawbill_pipeline.ledger.tables import APPEND_ONLY, GUARDED, PARTITIONED
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 
 HOUR = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -77,9 +77,9 @@ def test_rows_of_history_never_change(ledger: Ledger, table: Table) -> None:
 
 def test_partitions_are_as_closed_as_their_table(ledger: Ledger) -> None:
     for table in APPEND_ONLY:
-        if table.name in ("metered_usage", "rated_usage"):
+        if table in PARTITIONED:
             add(ledger, table)
-            for statement in ("UPDATE {} SET run_id = 'changed'", "DELETE FROM {}", "TRUNCATE {}"):
+            for statement in ("UPDATE {} SET tenant_id = 'changed'", "DELETE FROM {}", "TRUNCATE {}"):
                 with pytest.raises(IntegrityError, match="append-only"), ledger.transaction() as c:
                     c.execute(text(statement.format(f"{table.name}_2026_11")))
 

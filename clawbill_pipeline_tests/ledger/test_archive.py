@@ -12,11 +12,13 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from clawbill_pipeline.cli import cli
+from clawbill_pipeline.delivery.operations import NotFound, show
 from clawbill_pipeline.ledger import LedgerError
 from clawbill_pipeline.ledger.archive import ArchiveError, archive_month, archived, looking_into, restore_month
 from clawbill_pipeline.ledger.tables import PARTITIONED
 from clawbill_pipeline.ledger.waterfall import waterfall
 from clawbill_pipeline.reconciliation.lineage import explain
+from clawbill_pipeline.usage.witnesses import Said, keep
 from clawbill_pipeline_tests.reconciliation.month import END, PERIOD, START, Month, small
 
 OCTOBER = date(2026, 10, 1)
@@ -34,6 +36,20 @@ def month(ledger_url: str, tmp_path: Path) -> Iterator[Month]:
         h=START + timedelta(hours=9), t='quo"te,\n\\N', q=Decimal("12345678901234567890123456.123456789012"),
         at=datetime(2026, 10, 1, 10, 0, 0, 1, tzinfo=UTC),
     )  # fmt: skip
+    month.run(
+        "INSERT INTO usage_record_trail (hour, identifier, at, kind, tenant_id, detail)"
+        " SELECT hour, identifier, settled_at, 'usage_record.created', tenant_id,"
+        """ '{"run_id": "r", "why": "a \\"quote\\",\\n"}' FROM usage_records"""
+    )
+    month.run(
+        "INSERT INTO witnessed_usage SELECT hour, 'fleet', tenant_id, service, 1, quantity, NULL, 0, 0, 0, 0,"
+        " metered_at, run_id FROM metered_usage"
+    )
+    month.run(
+        "INSERT INTO usage_witnesses (source, uri, tenant_id, service, starts, ends, quantity, cost, said_at, read_at)"
+        " SELECT source, 'answer.json', tenant_id, service, hour, hour + interval '1 hour', quantity, cost, metered_at,"
+        " metered_at FROM witnessed_usage"
+    )
     yield month
     month.ledger.dispose()
 
@@ -90,6 +106,19 @@ def test_the_commands(month: Month, ledger_url: str, tmp_path: Path, monkeypatch
     assert "usage_records" in clawbill("restore", "2026-10")
     assert all(everything(month).values())
     assert "is no month; write it as 2026-01" in clawbill("store", "october")
+
+
+def test_what_is_asked_or_said_of_an_archived_month_is_answered_clearly(month: Month):
+    identifier = f"{START:%Y%m%dT%H%M%SZ}:1:cus_1:tokens"
+    with pytest.raises(NotFound, match="no usage record"):
+        show(month.ledger, identifier)
+    store(month)
+    with pytest.raises(ArchiveError, match="clawbill archive restore 2026-10"):
+        show(month.ledger, identifier)
+    said = [Said("answer.json", "acme", "tokens", at, at + timedelta(hours=1), Decimal(5), None, LATER)
+            for at in (START - timedelta(hours=1), START)]  # fmt: skip
+    assert keep(month.ledger, "fleet", said, LATER) == 1, "that of the month that is still there"
+    assert len(everything(month)["usage_witnesses"]) == 1
 
 
 def test_sums_over_an_archived_month_are_refused_and_so_are_new_rows(month: Month):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from clawbill_pipeline.ledger import Ledger, LedgerError, migration_state
 from clawbill_pipeline.ledger.database import copy_arrow, copy_rows, lock, lock_all, lock_key, make_engine, shown
+from clawbill_pipeline.ledger.tables import PARTITIONED
 
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -150,9 +151,7 @@ def test_partitions_are_made_once_by_many_at_once(ledger: Ledger) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ledger.ensure_partitions(hours), range(4)))
     months = ("2026_11", "2026_12", "2027_01")
-    assert partitions(ledger) == sorted(
-        f"{table}_{month}" for table in ("metered_usage", "rated_usage", "usage_records") for month in months
-    )
+    assert partitions(ledger) == sorted(f"{table.name}_{month}" for table in PARTITIONED for month in months)
     ledger.ensure_partitions(hours)
 
 

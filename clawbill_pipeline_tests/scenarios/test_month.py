@@ -229,7 +229,14 @@ def test_the_last_hours_take_what_the_first_ones_took(over: Over) -> None:
         return
     first, last = ordinary[48:96], ordinary[-48:]
     assert middle(last, "statements") <= 1.1 * middle(first, "statements")
-    for name in ("metered_usage", "rated_usage", "usage_records", "planned_totals", "audit_trail", "landed_hours"):
+    for name in (
+        "metered_usage",
+        "rated_usage",
+        "usage_records",
+        "usage_record_trail",
+        "planned_totals",
+        "landed_hours",
+    ):
         assert middle(last, "rows_read", name) <= 1.5 * middle(first, "rows_read", name) + 100, name
     for memory in ("memory", "web_memory"):
         assert middle(days[-4:-1], memory) <= 1.25 * middle(days[1:4], memory), memory
@@ -242,7 +249,7 @@ def test_tables_and_lake_are_as_large_as_predicted(over: Over) -> None:
     hours = 24 * len(days)
     events = (over.written.lines - over.written.bad - over.written.again) // hours
     predicted = predict(Load(events_per_hour=events, tenants=len(TENANTS) - 1, services=6, hours=hours))
-    for name in ("metered_usage", "rated_usage", "usage_records", "audit_trail"):
+    for name in ("metered_usage", "rated_usage", "usage_records", "usage_record_trail"):
         rows, size = days[-1]["tables"][name]
         assert rows == pytest.approx(predicted.tables[name].rows, rel=0.3), name
         assert size == pytest.approx(rows * constants().row_bytes[name] + MAPS_BYTES, rel=0.35), name

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from clawbill_pipeline.ledger.witnesses import Witness, read_witnesses
 from clawbill_pipeline.metering import meter
-from clawbill_pipeline.usage.witnesses import NoAnswer, answers, said
+from clawbill_pipeline.usage.witnesses import NoAnswer, Said, answers, keep, said
 from clawbill_pipeline_tests.usage.conftest import NOW, Place, catalogue, check
 from clawbill_pipeline_tests.usage.test_openclaw import FLEET, agent, database, message, put, real
 
@@ -183,6 +183,16 @@ def test_witnesses_change_no_bill_and_a_broken_one_stops_nothing(fleet):
         connection.execute(text("DELETE FROM usage_witnesses"))
     shutil.rmtree(fleet.folder / "rpc")
     assert "witnesses" in fleet.land().problems[0]
+
+
+def test_an_answer_that_says_what_is_known_takes_no_room(fleet):
+    def kept(tokens: int, hours: int) -> int:
+        at = DAY + timedelta(hours=hours)
+        row = Said("a.json", "acme", "tokens.input", DAY, DAY + timedelta(days=1), Decimal(tokens), None, at)
+        return keep(fleet.ledger, "fleet", [row], at)
+
+    # While the day lasts, when it was said matters; afterwards, what was said.
+    assert [kept(10, 12), kept(10, 13), kept(10, 25), kept(10, 26), kept(12, 27), kept(10, 28)] == [1, 1, 1, 0, 1, 1]
 
 
 def test_answers_are_known_by_their_names(tmp_path: Path):
