@@ -7,7 +7,6 @@ transaction commits: the Parquet files are on disk before, and files that no led
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import sqlite3
 from collections import deque
@@ -309,7 +308,7 @@ def _newest_landings(ledger: Ledger, catalog: Catalog) -> dict[str, datetime | N
         return {row.name: row.landed_at for row in rows}
 
 
-# --- what is known -------------------------------------------------------------------------------------------------
+# --- what it came to -----------------------------------------------------------------------------------------------
 
 
 @dataclass

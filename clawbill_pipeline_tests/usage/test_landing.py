@@ -154,7 +154,7 @@ def test_a_file_at_rest_is_not_opened_again(place, monkeypatch):
     place.land()
     file.chmod(0)
     monkeypatch.setattr(text.Text, "blocks", lambda *_, **__: pytest.fail("the file was read again"))
-    file_stamp = json.loads(place.lake.path("sources/logs.json").read_text())["a.jsonl"]
+    file_stamp = json.loads(place.lake.path("sources/logs.json").read_text())["stamps"]["a.jsonl"]
     # chmod changed the change time: only the stamp as it was says that nothing else happened.
     monkeypatch.setattr(text.Text, "stamp", lambda *_: file_stamp[1:])
     assert place.land().landings == 0
