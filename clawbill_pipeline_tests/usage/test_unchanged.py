@@ -58,7 +58,7 @@ def landed(place: Place, uri: str, position: str = "byte 9") -> None:
     with place.ledger.transaction() as connection:
         connection.execute(
             text("INSERT INTO landings (source, uri, position, size, sha256, lines, event_lines, events, quarantined,"
-                 " skipped, landed_at, run_id) VALUES ('logs', :uri, :position, 9, 'x', 0, 0, 0, 0, 0, now(), 'other')"),
+                 " skipped, landed_at, run_id) VALUES ('logs', :uri, :position, 9, 'x', 0, 0, 0, 0, 0, now(), 'o')"),
             {"uri": uri, "position": position},
         )  # fmt: skip
 
