@@ -64,7 +64,7 @@ class UsageBilling(dg.Component, dg.Model, dg.Resolvable):
     )
     state: Annotated[str | None, Field(description="The folder for all that is kept on disk.")] = None
     lake: Annotated[str | None, Field(description="The lake: a folder, or an address in object storage.")] = None
-    database_url: Annotated[str | None, Field(description="PostgreSQL for the ledger.")] = None
+    database_url: Annotated[str | None, Field(description="PostgreSQL for the ledger.", repr=False)] = None
     openclaw_url: Annotated[str | None, Field(description="OpenClaw's rating engine.")] = None
     openclaw_token: Annotated[str | None, Field(description="Its bearer token.", repr=False)] = None
     stripe_secret_key: Annotated[str | None, Field(description="A restricted key is enough.", repr=False)] = None
@@ -75,10 +75,16 @@ class UsageBilling(dg.Component, dg.Model, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """All definitions, with keys under the prefix. Raises CatalogError for a catalogue that can't be read."""
+        from clawbill_pipeline.catalog import CatalogError
         from clawbill_pipeline.defs import environment
 
-        chosen = {_NAMES[name]: value for name in _NAMES if (value := getattr(self, name))}
-        environment.choose({**chosen, "CLAWBILL_CATALOG": str((Path(context.path) / self.catalog).resolve())})
+        catalog = (Path(context.path) / self.catalog).resolve()
+        if not catalog.is_file():
+            raise CatalogError(f"{catalog}: no such file; mend `catalog` in the defs.yaml in {context.path}")
+        # What is written but comes to nothing, such as a variable that is not set, is not set: nobody who names one
+        # Stripe key wants to bill with another that happens to be there.
+        chosen = {_NAMES[name]: getattr(self, name) or "" for name in _NAMES if name in self.model_fields_set}
+        environment.choose({**chosen, "CLAWBILL_CATALOG": str(catalog)})
         # Only now, because partitions follow the catalogue.
         from clawbill_pipeline.definitions import build_definitions
 
