@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from clawbill_pipeline.catalog.periods import HOUR
 from clawbill_pipeline.duck import arrow, duck
 from clawbill_pipeline.ledger.sharding import ALL, DUCK_BUCKET, Share
 from clawbill_pipeline.money import EXACT, SCALE, rounded, total
+from clawbill_pipeline.repeats import repeated
 
 #: A billing period's boundary that cuts an hour: (tenant, hour, boundary), all UTC.
 Cut = tuple[str, datetime, datetime]
@@ -30,9 +29,6 @@ _AGGREGATE = {
     # By the events' own time, and by their identity where that is equal: never by the order of arrival.
     "latest": "arg_max(quantity, {time: event_time, source: source, id: event_id})",
 }
-#: So many hashes of ids are held at a time, of eight bytes each.
-HASHES_AT_ONCE = 32_000_000
-_ROWS = 1_000_000
 TAKEN_SCHEMA = pa.schema(
     [
         ("hour", pa.timestamp("us", tz="UTC")),
@@ -120,8 +116,6 @@ _OF_SHARE = "WHERE tenant_id IN (SELECT tenant_id FROM shared_out)"
 _PAYERS = pa.schema([("tenant_id", pa.string()), ("payer_id", pa.string())])
 # Ids that are there more than once, and ids that belong to another hour. A hash finds them in a fraction of the time
 # and memory that the ids themselves would take; it only prefilters: what it finds is compared by id.
-_HASHES = "SELECT h FROM landed"
-_HASHES_IN_PART = "SELECT h FROM landed WHERE h % $parts = $part"
 _WATCHED = """
 CREATE TEMP TABLE watched AS
 SELECT h FROM repeated UNION SELECT id_hash(tenant_id, source, event_id) FROM taken
@@ -245,7 +239,7 @@ def count(
         prepare(db, files, values="unique_count" in (aggregations or {}).values(), share=share)
         db.register("cuts", pa.Table.from_pylist(rows, schema=_CUTS))
         db.register("taken", taken if taken is not None else TAKEN_SCHEMA.empty_table())
-        db.register("repeated", pa.table({"h": _repeated(db)}))
+        db.register("repeated", repeated(db, "landed"))
         windows = [(_WINDOWS if rows else _WHOLE_HOURS).format(name=n, events=e) for n, e in _OF_EVENTS.items()]
         for statement in (_WATCHED, _SUSPECTS, _FIRST, _STANDING, _COUNTED, *windows):
             db.execute(statement)
@@ -256,35 +250,6 @@ def count(
             repeats={row["hour"]: row["repeats"] for row in arrow(db, _REPEATS).to_pylist()},
             events={row["hour"]: row["events"] for row in arrow(db, _OF_HOURS).to_pylist()} if share.shard else {},
         )
-
-
-def _repeated(db: duckdb.DuckDBPyConnection) -> npt.NDArray[np.uint64]:
-    """The hashes that more than one event has: sorted, equal ones stand side by side.
-
-    So many hashes at a time that their memory is bounded, whatever an hour has of events.
-    """
-    (events,) = db.sql("SELECT count(*) FROM landed").fetchall()[0]
-    parts = -(-events // HASHES_AT_ONCE)
-    if parts <= 1:
-        return _twice(db.sql(_HASHES), events)
-    found = (
-        _twice(db.sql(_HASHES_IN_PART, params={"parts": parts, "part": part}), HASHES_AT_ONCE * 5 // 4)
-        for part in range(parts)
-    )
-    return np.concatenate(list(found))
-
-
-def _twice(hashes: duckdb.DuckDBPyRelation, room: int) -> npt.NDArray[np.uint64]:
-    held = np.empty(room, np.uint64)
-    count = 0
-    for batch in hashes.to_arrow_reader(_ROWS):
-        if count + len(batch) > len(held):
-            held = np.resize(held, count + len(batch) + room)
-        held[count : count + len(batch)] = batch["h"].to_numpy()
-        count += len(batch)
-    held = held[:count]
-    held.sort()
-    return np.unique(held[1:][held[1:] == held[:-1]])
 
 
 def _used(db: duckdb.DuckDBPyConnection, services: Sequence[str]) -> pa.Table:

@@ -24,6 +24,7 @@ from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.ledger.sharing import Sharing
 from clawbill_pipeline.ledger.waterfall import Scope, unit_scale
 from clawbill_pipeline.reconciliation.recount import recount, way
+from clawbill_pipeline.repeats import repeated
 
 NUMBER = "DECIMAL(38,12)"
 _KEY = {
@@ -203,44 +204,65 @@ def put(db: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Itera
 
 
 # Counted here once more, from the files alone: the first event of an id in an hour stands, what metering set aside as
-# a conflict is left out, and an event belongs to the period by its own time.
-_EVENTS = """
-INSERT INTO events
-WITH kept AS (
-  SELECT e.tenant_id, e.service, e.event_time, e.quantity
-  FROM read_parquet($files) e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
-  WHERE e.event_time >= coalesce(t.starts, m.starts) AND e.event_time < coalesce(t.ends, m.ends)
-    AND e.event_time >= m.begin AND (m.tenant_id IS NULL OR m.tenant_id = e.tenant_id)
-    AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
-                    AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
-                    AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
-  QUALIFY row_number() OVER (PARTITION BY e.tenant_id, e.source, e.event_id, date_trunc('hour', e.event_time)
-                             ORDER BY e.landing_id, e.line) = 1)
-SELECT date_trunc('hour', event_time) AS hour, tenant_id, service, count(*) AS events,
-       CAST(sum(quantity) AS DECIMAL(38, 12)) AS quantity
-FROM kept {where} GROUP BY ALL
+# a conflict is left out, and an event belongs to the period by its own time. Plain arithmetic, since DuckDB's calendar
+# functions cost more than the counting itself; unused columns are never read.
+_FILES = "read_parquet(getvariable('files'), file_row_number = true, hive_partitioning = false"
+_EVENTS = f"""
+SELECT landing_id, source, uri, line, byte_offset, event_id, tenant_id, service, dimensions, quantity, event_time,
+       file_row_number, '' AS unique_value
+FROM {_FILES})
 """
-# Services that are not summed, event by event; files that landed before there were values to count lack the column.
+# Files that landed before there were values to count lack the column.
+_EVENTS_WITH_VALUES = f"""
+SELECT * REPLACE (coalesce(unique_value, '') AS unique_value)
+FROM (SELECT NULL::VARCHAR AS unique_value WHERE false UNION ALL BY NAME FROM {_FILES}, union_by_name = true))
+"""
+_LANDED = """
+CREATE OR REPLACE TEMP VIEW landed AS
+SELECT e.landing_id, e.source, e.uri, e.line, e.byte_offset, e.file_row_number, e.event_id, e.tenant_id, e.service,
+       e.dimensions, e.quantity, e.event_time, e.unique_value, t.starts, t.ends,
+       make_timestamptz(epoch_us(e.event_time) // 3600000000 * 3600000000) AS hour,
+       hash(e.tenant_id, e.source, e.event_id) AS h
+FROM ({events}) e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
+WHERE e.event_time >= coalesce(t.starts, m.starts) AND e.event_time < coalesce(t.ends, m.ends)
+  AND e.event_time >= m.begin AND (m.tenant_id IS NULL OR m.tenant_id = e.tenant_id)
+"""
+# Events whose id is not alone, or whose line was set aside: of these only, ids are compared. A hash only prefilters.
+_WATCHED = r"""
+CREATE OR REPLACE TEMP TABLE watched AS
+SELECT h FROM repeated UNION
+SELECT h FROM landed JOIN (
+  SELECT DISTINCT landing_id, TRY_CAST(regexp_extract(place, '^line (\d+), byte ', 1) AS BIGINT) AS line FROM conflicts)
+USING (landing_id, line)
+"""
+_SUSPECTS = "CREATE OR REPLACE TEMP TABLE suspects AS SELECT * FROM landed WHERE h IN (SELECT h FROM watched)"
+_STANDING = """
+CREATE OR REPLACE TEMP VIEW standing AS
+SELECT * FROM suspects e
+WHERE NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
+                  AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
+                  AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
+QUALIFY row_number() OVER (PARTITION BY tenant_id, source, event_id, hour
+                           ORDER BY landing_id, line, file_row_number) = 1
+"""
+# All events, without the suspects, with those of them that stand: exact numbers may be taken away again.
+_SUMMED = """
+INSERT INTO events
+SELECT hour, tenant_id, service, CAST(sum(events) AS BIGINT), CAST(sum(quantity) AS DECIMAL(38, 12))
+FROM (SELECT hour, tenant_id, service, count(*) AS events, sum(quantity) AS quantity FROM landed {where} GROUP BY ALL
+      UNION ALL
+      SELECT hour, tenant_id, service, -count(*), -sum(quantity) FROM suspects {where} GROUP BY ALL
+      UNION ALL
+      SELECT hour, tenant_id, service, count(*), sum(quantity) FROM standing {where} GROUP BY ALL)
+GROUP BY ALL HAVING sum(events) > 0
+"""
+# Services that are not summed, event by event.
 _SPECIAL = """
 INSERT INTO special BY NAME
-WITH held AS (
-  SELECT NULL::VARCHAR AS unique_value WHERE false
-  UNION ALL BY NAME FROM read_parquet($files, union_by_name = true)),
-kept AS (
-  SELECT e.*, t.starts, t.ends
-  FROM held e LEFT JOIN tenants t ON t.tenant_id = e.tenant_id CROSS JOIN month m
-  WHERE e.event_time >= coalesce(t.starts, m.starts) AND e.event_time < coalesce(t.ends, m.ends)
-    AND e.event_time >= m.begin AND (m.tenant_id IS NULL OR m.tenant_id = e.tenant_id)
-    AND NOT EXISTS (SELECT 1 FROM conflicts c WHERE c.landing_id = e.landing_id AND c.uri = e.uri
-                    AND c.place = 'line ' || e.line || ', byte ' || e.byte_offset
-                    AND starts_with(c.raw, e.event_id || ' ' || e.service || ' '))
-  QUALIFY row_number() OVER (PARTITION BY e.tenant_id, e.source, e.event_id, date_trunc('hour', e.event_time)
-                             ORDER BY e.landing_id, e.line) = 1)
-SELECT tenant_id, service, dimensions, source, event_id, event_time, quantity,
-       coalesce(unique_value, '') AS unique_value,
-       greatest(date_trunc('hour', event_time), starts) AS window_start,
-       least(date_trunc('hour', event_time) + INTERVAL 1 HOUR, ends) AS window_end
-FROM kept WHERE list_contains($special, service)
+SELECT tenant_id, service, dimensions, source, event_id, event_time, quantity, unique_value,
+       greatest(hour, starts) AS window_start, least(hour + INTERVAL 1 HOUR, ends) AS window_end
+FROM (FROM landed WHERE h NOT IN (SELECT h FROM watched) UNION ALL FROM standing)
+WHERE list_contains($special, service)
 """
 _NO_SPECIAL = f"""
 CREATE TEMP TABLE special (tenant_id VARCHAR, service VARCHAR, dimensions VARCHAR, source VARCHAR, event_id VARCHAR,
@@ -267,14 +289,20 @@ def put_events(
         if (how := way(catalog, service)) != "sum":
             ways.setdefault(how, []).append(service)
     special = [service for services in ways.values() for service in services]
-    summed = _EVENTS.format(where="WHERE NOT list_contains($special, service)" if special else "")
-    db.execute(_NO_EVENTS)
-    db.execute(_NO_SPECIAL)
+    given = {"special": special} if special else {}
+    summed = _SUMMED.format(where="WHERE NOT list_contains($special, service)" if special else "")
+    for statement in (_NO_EVENTS, _NO_SPECIAL, "SET preserve_insertion_order = false"):
+        db.execute(statement)
     for files in portions(landed):
         with lake.at_hand(files) as paths:
-            db.execute(summed, {"files": paths, **({"special": special} if special else {})})
+            db.execute("SET VARIABLE files = $files", {"files": paths})
+            db.execute(_LANDED.format(events=_EVENTS_WITH_VALUES if special else _EVENTS))
+            db.register("repeated", repeated(db, "landed"))
+            for statement in (_WATCHED, _SUSPECTS, _STANDING):
+                db.execute(statement)
+            db.execute(summed, given)
             if special:
-                db.execute(_SPECIAL, {"files": paths, "special": special})
+                db.execute(_SPECIAL, given)
     for how, services in ways.items():
         of_way = ", ".join(f"'{service}'" for service in services)  # their names have no quotes
         db.execute(f"CREATE OR REPLACE TEMP VIEW of_way AS SELECT * FROM special WHERE service IN ({of_way})")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clawbill_pipeline import repeats
 from clawbill_pipeline.metering import counting
 from clawbill_pipeline.metering.counting import TAKEN_SCHEMA, Count, Cut, count
 from clawbill_pipeline.money import total
@@ -189,8 +190,8 @@ def test_a_memory_limit_changes_nothing(limit: str | None) -> None:
 def test_repeats_are_found_in_parts_where_an_hour_has_too_many_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [[event(f"e{number % 70}", number % 70 / 10) for number in range(part, 200, 2)] for part in (0, 1)]
     whole = run(files)
-    monkeypatch.setattr(counting, "HASHES_AT_ONCE", 9)
-    monkeypatch.setattr(counting, "_ROWS", 4)
+    monkeypatch.setattr(repeats, "HASHES_AT_ONCE", 9)
+    monkeypatch.setattr(repeats, "_ROWS", 4)
     parts = run(files)
     assert (found(parts), parts.repeats) == (found(whole), whole.repeats) == (expected(firsts(files)), {START: 130})
 
