@@ -119,6 +119,44 @@ def test_commands_and_their_options_exist(line: list[str]):
     assert {word for word in arguments if word.startswith("--")} <= options
 
 
+def told() -> Iterator[tuple[str, str]]:
+    """Every ``clawbill`` command that pages, alert rules and the program itself tell somebody to run, with its file."""
+    patterns = {
+        ".md": (r"`clawbill ([^`|]+)", r"(?m)^clawbill (.+)$"),
+        ".yaml": (r"`clawbill ([^`]+)`", r"action: clawbill ([^,\n]+)"),
+        ".py": (r"`clawbill ([^`{]+)", r"\(clawbill ([^(){,]+)"),
+    }
+    for folder in (ROOT / "docs", ROOT / "deploy", ROOT / "clawbill_pipeline"):
+        for file in [ROOT / "README.md", *folder.rglob("*")]:
+            if "node_modules" not in file.parts and file.suffix in patterns:
+                for pattern in patterns[file.suffix]:
+                    for words in re.findall(pattern, file.read_text(encoding="utf-8")):
+                        yield words.strip(), str(file.relative_to(ROOT))
+
+
+def test_nobody_is_told_to_run_a_command_or_an_option_that_does_not_exist():
+    commands = dict(told())
+    assert {"archive store 2026-01", "outbox list", "webhooks failed"} <= set(commands)
+    for words, file in commands.items():
+        try:
+            command, arguments = resolved(words.split())
+        except KeyError:
+            pytest.fail(f"{file}: clawbill {words}")
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= options, f"{file}: {words}"
+
+
+def test_every_test_and_program_that_a_page_names_is_there():
+    for page in (*PAGES, *(ROOT / "deploy").rglob("*.md")):
+        if "node_modules" not in page.parts:
+            text = page.read_text(encoding="utf-8")
+            for path in re.findall(r"\bclawbill_pipeline_tests/[\w/]+\.py", text):
+                assert (ROOT / path).is_file(), f"{page.name}: {path}"
+            for module in re.findall(r"python -m (clawbill_pipeline[\w.]*)", text):
+                path = ROOT.joinpath(*module.split("."))
+                assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"{page.name}: {module}"
+
+
 def test_the_readme_lists_every_command():
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
