@@ -310,7 +310,7 @@ def test_secrets_that_kubernetes_must_have_are_documented_and_the_chart_is_dagst
     assert version
     assert f"--version {version[1]}" in text
     assert f"--version {version[1]}" in readme
-    assert values["dagster-user-deployments"]["deployments"][0]["codeServerArgs"] == [
+    assert values["dagster-user-deployments"]["deployments"][0]["dagsterApiGrpcArgs"][:2] == [
         "-m",
         "clawbill_pipeline.definitions",
     ]
