@@ -312,7 +312,7 @@ def catalog() -> None:
 @catalog.command("check")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def catalog_check(file: Path) -> None:
-    """Check a catalogue; every fault is named with file and line."""
+    """Check a catalogue; every fault is named with file and line, and what is doubtful is a warning."""
     from clawbill_pipeline.catalog import load
 
     found = load(file)
@@ -320,6 +320,8 @@ def catalog_check(file: Path) -> None:
         f"{file}: {len(found.tenants)} tenants, {len(found.services)} services, {len(found.rate_cards)} rate cards, "
         f"{len(found.sources)} sources"
     )
+    for what, remedy in found.calendar.warnings():
+        click.echo(f"{file}: warning: {what}; {remedy}", err=True)
 
 
 @catalog.command("schema")

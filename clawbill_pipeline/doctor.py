@@ -26,7 +26,7 @@ from clawbill_pipeline.stripe_api import StripeApi
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, whether it is good, what was seen, and what to do where it is not."""
+    """What was looked at, whether it is good, what was seen, and what to do where it is not, or could be better."""
 
     name: str
     good: bool
@@ -86,6 +86,7 @@ def _catalog(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
         ]
     text = f"{settings.catalog_file}: {len(catalog.tenants)} tenants, {len(catalog.services)} services"
     findings = [Finding("catalogue", True, text)]
+    findings += [Finding("calendar", True, what, remedy) for what, remedy in catalog.calendar.warnings()]
     for source in catalog.sources:
         if isinstance(source, SqlTable | LiteLlmTable | ClawRouter | Http):
             continue  # what a database or a gateway answers is the source's own affair when it is landed

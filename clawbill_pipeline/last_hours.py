@@ -27,6 +27,8 @@ from clawbill_pipeline.rating.station import rate
 from clawbill_pipeline.stripe_api import StripeApi
 from clawbill_pipeline.usage import land
 
+#: Drafts are looked at so often: what came just before the late window ended is found by the look after it.
+_LOOKS = timedelta(minutes=10)
 #: What was metered before and not rated or sent is done as well, this far back from the period's end.
 BACK = timedelta(hours=3)
 
@@ -54,8 +56,9 @@ def bill_last_hours(
 ) -> LastHours:
     """Brings to Stripe what the tenants of drafts used and nobody has counted or sent yet. Safe to call again.
 
-    Within the catalogue's late window usage is landed for drafts that agreed, too: it changes hours that were counted,
-    which then have their own run (the sensor ``late_usage``), and Stripe counts once more when it finalises.
+    Within the catalogue's late window, and once after it, usage is landed for drafts that agreed, too: it changes hours
+    that were counted, which then have their own run (the sensor ``late_usage``), and Stripe counts once more when it
+    finalises.
 
     What fails is a hindrance: the draft is compared with what there is, and the next call goes on. Raises LedgerError
     only where the drafts themselves can't be read.
@@ -63,7 +66,7 @@ def bill_last_hours(
     drafts = undecided_drafts(ledger, catalog)
     hindrances: list[str] = []
     hours = booked = sent = 0
-    if drafts or _may_change(ledger, since=now() - catalog.calendar.late_window):
+    if drafts or _may_change(ledger, since=now() - catalog.calendar.late_window - _LOOKS):
         try:
             land(catalog, lake, ledger, now=now(), run_id=run_id)
         except Exception as error:  # noqa: BLE001 -- whatever hinders landing, what landed before is billed

@@ -130,6 +130,15 @@ def test_a_source_that_is_not_there_is_named(good: Settings) -> None:
     assert "source app" in bad(findings)
 
 
+def test_a_doubtful_calendar_is_said_and_fails_nothing(good: Settings) -> None:
+    assert "calendar" not in found(good)
+    good.catalog_file.write_text(STARTER.read_text().replace("late_window: 45m", "late_window: 1h"))
+    findings = found(good)
+    assert "calendar.late_window" in findings["calendar"].text
+    assert "raise stripe_grace" in findings["calendar"].remedy
+    assert "calendar" not in bad(findings)
+
+
 def test_a_bucket_that_is_not_there_is_named(good: Settings, bucket: Bucket) -> None:
     findings = found(good, lake=bucket.address)
     assert findings["lake"].good

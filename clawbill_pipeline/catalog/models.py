@@ -95,6 +95,11 @@ TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-
 LONGEST_PERIOD = {"day": 1095, "week": 156, "month": 36, "year": 3}
 
 
+#: What usage takes at most, from where it lies to Stripe: drafts have it looked for every ten minutes (the schedule
+#: ``open_matters``), a minute later its hour is asked for, and is metered, rated and sent.
+TO_STRIPE = timedelta(minutes=15)
+
+
 class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -104,7 +109,7 @@ class Calendar(Closed):
 
     metering_lag: Duration = Field(timedelta(minutes=10), description="How long after its end an hour is metered.")
     late_window: Duration = Field(
-        timedelta(hours=1), description="How late usage may arrive and still be on the period's invoice."
+        timedelta(minutes=45), description="How late usage may arrive and still be on the period's invoice."
     )
     stripe_grace: Duration = Field(
         timedelta(hours=1),
@@ -133,6 +138,15 @@ class Calendar(Closed):
                 "is shorter than metering_lag: a period's last hour could never be billed; raise it",
             )
         return self
+
+    def warnings(self) -> list[tuple[str, str]]:
+        """What is allowed and may yet not be meant, with what to do about it."""
+        if self.late_window + TO_STRIPE <= self.stripe_grace:
+            return []
+        apart = f"{TO_STRIPE // timedelta(minutes=1)} minutes"
+        what = f"calendar.late_window: ends less than {apart} before stripe_grace does: late usage may miss its invoice"
+        remedy = f"shorten late_window, or raise stripe_grace (at Stripe, too), until there are {apart} between them"
+        return [(what, remedy)]
 
 
 class Service(Closed):

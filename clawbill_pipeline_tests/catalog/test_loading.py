@@ -11,10 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clawbill_pipeline.catalog import Catalog, CatalogError, UnknownService, UnknownTenant, load, parse
+from clawbill_pipeline.catalog.models import Calendar
+from clawbill_pipeline.cli import cli
 from clawbill_pipeline.settings import STARTER
 
 GOOD = """\
@@ -160,6 +163,32 @@ def test_all_faults_come_at_once_in_the_order_of_the_file() -> None:
 def test_peers_14_a_grace_shorter_than_the_late_window_cannot_be_configured() -> None:
     said = refusal(GOOD.replace("{metering_lag: 10m}", "\n  late_window: 3d\n  stripe_grace: 2d"))
     assert said.startswith("bills.yaml:5: calendar.stripe_grace: stripe_grace is shorter than late_window")
+
+
+@pytest.mark.parametrize(
+    ("window", "grace", "leaves_time"),
+    [("45m", "1h", True), ("46m", "1h", False), ("1h", "1h", False), ("3d", "3d", False), ("70h", "72h", True)],
+)
+def test_a_late_window_that_leaves_no_time_to_send_is_doubtful(window: str, grace: str, leaves_time: bool) -> None:
+    calendar = parse(GOOD.replace("metering_lag: 10m", f"late_window: {window}, stripe_grace: {grace}")).calendar
+    assert bool(calendar.warnings()) != leaves_time
+    for what, remedy in calendar.warnings():
+        assert what.startswith("calendar.late_window: ends less than 15 minutes before stripe_grace does")
+        assert remedy.startswith("shorten late_window, or raise stripe_grace")
+
+
+def test_nothing_is_doubtful_in_what_one_starts_with() -> None:
+    assert Calendar().warnings() == load(STARTER).calendar.warnings() == []
+
+
+def test_a_catalogue_that_is_doubtful_passes_with_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "bills.yaml"
+    file.write_text(GOOD.replace("metering_lag: 10m", "late_window: 1h"))
+    said = CliRunner().invoke(cli, ["catalog", "check", str(file)])
+    assert (said.exit_code, said.stdout) == (0, f"{file}: 2 tenants, 2 services, 1 rate cards, 1 sources\n")
+    assert said.stderr.startswith(f"{file}: warning: calendar.late_window: ends less than 15 minutes")
+    file.write_text(GOOD)
+    assert CliRunner().invoke(cli, ["catalog", "check", str(file)]).stderr == ""
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "[]", "word", "- a\n- b", "a: b: c"])

@@ -180,17 +180,23 @@ def test_the_late_night_file(globex: Company) -> None:
     globex.books_agree(period_of(globex))
 
 
-def test_within_the_late_window_usage_is_landed_for_a_draft_that_agreed_before(globex: Company) -> None:
-    """The hourly run lands at ten past, and the invoice is final at one: what comes at half past is not to wait."""
+@pytest.mark.parametrize(("arrives", "looked_at"), [(30, 30), (45, 50)])
+def test_within_the_late_window_usage_is_landed_for_a_draft_that_agreed_before(
+    globex: Company, arrives: int, looked_at: int
+) -> None:
+    """The hourly run lands at ten past, and the invoice is final at one: what comes at half past is not to wait, and
+    what comes when the window ends is found ten minutes before that."""
     globex.begin(month=3)
     globex.use(100_000)
     globex.until_period_end()
     assert globex.decisions() == [], "it agrees, and is left alone"
-    globex.move_to(globex.now + HOUR / 2)
+    end = globex.now
+    globex.move_to(end + arrives * HOUR / 60)
     globex.use(200_000, at=globex.now - 2 * HOUR)
+    globex.move_to(end + looked_at * HOUR / 60)
     globex.look_at_drafts()
     (late,) = late_hours(globex.ledger, before=globex.now)
-    assert late[0] == utc_hour(globex.now - 2 * HOUR)
+    assert late[0] == utc_hour(end - 2 * HOUR + arrives * HOUR / 60)
     # The sensor late_usage asks for that hour's run.
     globex.run_hours()
     globex.skip(days=0.1)
