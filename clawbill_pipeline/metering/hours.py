@@ -85,15 +85,21 @@ def meter(
 
 
 def late_hours(
-    ledger: Ledger, *, before: datetime, missed_before: datetime | None = None, limit: int = 1000
+    ledger: Ledger,
+    *,
+    before: datetime,
+    missed_before: datetime | None = None,
+    after: datetime | None = None,
+    limit: int = 1000,
 ) -> list[tuple[datetime, int]]:
     """Hours, oldest first, that have landings which were never counted, with how many landings touch them.
 
     Metered hours before ``before`` that were touched since; and, if given, hours before ``missed_before`` that nobody
     metered: those for which no schedule ran, because everything was down or because their logs are older than the
-    installation. What it looks at is what landed lately, or is late: it does not grow with history.
+    installation. With ``after``, those after that hour. What it looks at is what landed lately, or is late: it does
+    not grow with history.
     """
-    given = {"before": before, "missed_before": missed_before, "limit": limit}
+    given = {"before": before, "missed_before": missed_before, "after": after, "limit": limit}
     with ledger.transaction() as connection:
         found = [(row.hour, row.landings) for row in connection.execute(_LATE, given)]
         connection.execute(_MARK, {"now": before, "settled": before - _SETTLED, "step": MARK_STEP})
@@ -250,7 +256,8 @@ _TOUCHED = """
 """
 _LATE = text(f"""{_TOUCHED}
     SELECT hour, landings + asked AS landings FROM looked_at
-    WHERE hour < :before AND (late OR counted IS NULL AND hour < CAST(:missed_before AS timestamptz))
+    WHERE hour < :before AND (CAST(:after AS timestamptz) IS NULL OR hour > CAST(:after AS timestamptz))
+      AND (late OR counted IS NULL AND hour < CAST(:missed_before AS timestamptz))
     ORDER BY hour LIMIT :limit
 """)  # noqa: S608 - both parts are constants
 # A transaction that began long ago may yet commit landings of smaller numbers: those of the last day stay in view.
