@@ -33,7 +33,8 @@ def asked(place: World, cursor: str = "", now: datetime = NOW) -> tuple[dict[str
 def test_hours_that_stay_late_keep_no_other_one_waiting(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensor, "A_TICK", 2)
     place.land([event(str(number), 60 * number) for number in range(5)])
-    seen, cursor, ticks = [], "", []
+    seen: list[str] = []
+    cursor, ticks = "", []
     for _ in range(4):
         runs, cursor = asked(place, cursor)
         ticks.append([int(partition[11:13]) for partition in runs.values()])
