@@ -14,11 +14,12 @@ from clawbill_pipeline.ledger import Ledger
 from clawbill_pipeline.ledger.database import lock
 from clawbill_pipeline.usage.events import Fault, Judge
 from clawbill_pipeline.usage.inputs import Input, InputFault
-from clawbill_pipeline.usage.landing import Files, Run, Total, Unchanged
+from clawbill_pipeline.usage.landing import Files, Run, Total
 from clawbill_pipeline.usage.quarantine import REPLAY, WHOLE, Quarantined, entry
 from clawbill_pipeline.usage.reading import Batch, read_record
 from clawbill_pipeline.usage.sources import inputs
 from clawbill_pipeline.usage.text import Text
+from clawbill_pipeline.usage.unchanged import Unchanged
 
 _PLACE = re.compile(r"line (\d+), byte (\d+)(?:, record (\d+))?")
 
