@@ -134,8 +134,9 @@ def _migrations(url: str) -> list[Finding]:
             Finding("database", False, str(error), "check the URL, the server, and that it may be reached from here")
         ]
     database = Finding("database", True, f"{shown(url)} answers")
-    if at == newest:
-        return [database, Finding("migrations", True, f"at revision {at}, the newest")]
+    if at is not None and at >= newest:
+        which = "the newest" if at == newest else f"of a later version than this one, which knows {newest}"
+        return [database, Finding("migrations", True, f"at revision {at}, {which}")]
     return [
         database,
         Finding("migrations", False, f"at {at or 'none'}, this version needs {newest}", "clawbill migrate"),

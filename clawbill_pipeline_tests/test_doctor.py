@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from clawbill_pipeline.delivery.provisioning import provision
 from clawbill_pipeline.doctor import Finding, examine, probed
@@ -113,6 +114,16 @@ def test_a_database_without_the_ledger_is_to_be_migrated(good: Settings, databas
     findings = found(good, database_url=SecretStr(database_url))
     assert findings["database"].good
     assert findings["migrations"].remedy == "clawbill migrate"
+
+
+def test_a_database_of_a_later_version_is_none_to_mend(good: Settings, ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    with ledger.transaction() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    ledger.dispose()
+    finding = found(good, database_url=SecretStr(ledger_url))["migrations"]
+    assert finding.good
+    assert "revision 9999, of a later version" in finding.text
 
 
 def test_the_probe_asks_the_account_what_documents_leave_open(good: Settings) -> None:

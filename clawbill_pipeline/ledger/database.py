@@ -257,12 +257,20 @@ def _alembic(url: str) -> Config:
 
 
 def migrate(url: str) -> None:
-    """Brings the ledger's schema to the newest revision. Idempotent, and safe when two processes call it at once."""
-    command.upgrade(_alembic(url), "head")
+    """Brings the ledger's schema to the newest revision. Idempotent, and safe when two processes call it at once.
+
+    A schema of a later version stays as it is: going back to this one needs nothing else.
+    """
+    current, newest = migration_state(url)
+    if current is None or current < newest:
+        command.upgrade(_alembic(url), "head")
 
 
 def migration_state(url: str) -> tuple[str | None, str]:
-    """``(revision of the database or None, newest revision of this version)``."""
+    """``(revision of the database or None, newest revision of this version)``. They are numbers of equal length.
+
+    A database that is ahead serves this version as well: a migration takes nothing away that the one before it needs.
+    """
     engine = make_engine(url)
     try:
         with engine.connect() as connection:

@@ -23,7 +23,7 @@ async def alive(request: Request) -> Response:
 
 
 class Health:
-    """The endpoint. Parts: ``database`` answers, ``ledger`` is migrated, ``webhook_secret`` is set, and ``ready``'s."""
+    """The endpoint. Parts: ``database`` answers, ``ledger`` is migrated (a later version may have), ``webhook_secret`` is set, and ``ready``'s."""
 
     def __init__(self, ledger: Ledger, counts: Counter[str], ready: Ready | None, *, secret: bool) -> None:
         self._url = ledger.engine.url.render_as_string(hide_password=False)
@@ -46,7 +46,7 @@ class Health:
         parts = {"database": False, "ledger": False, "webhook_secret": self._secret}
         try:
             revision, newest = migration_state(self._url)
-            parts |= {"database": True, "ledger": revision == newest}
+            parts |= {"database": True, "ledger": revision is not None and revision >= newest}
         except LedgerError:
             pass
         return parts | dict(self._ready() if self._ready else {})

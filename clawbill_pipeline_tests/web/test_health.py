@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import httpx
+from sqlalchemy import text
 
-from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger import Ledger, migrate, migration_state
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.app import create_app
 from clawbill_pipeline_tests.web.conftest import Web
@@ -30,6 +31,17 @@ def test_a_database_that_was_never_migrated(settings: Settings, database_url: st
         answer = httpx.get(f"{address}/healthz", trust_env=False)
         assert httpx.get(f"{address}/livez", trust_env=False).json() == {"alive": True}
     assert (answer.status_code, answer.json()["missing"]) == (503, ["ledger"])
+
+
+def test_a_database_that_a_later_version_migrated_serves_this_one(settings: Settings, ledger_url: str) -> None:
+    """As in a rolling upgrade: the new version migrates first, and the old one answers until it is replaced."""
+    ledger = Ledger(ledger_url)
+    with ledger.transaction() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    migrate(ledger_url)
+    assert migration_state(ledger_url)[0] == "9999"
+    with served(create_app(settings, ledger, live=False)) as address:
+        assert httpx.get(f"{address}/healthz", trust_env=False).status_code == 200
 
 
 def test_parts_of_others(settings: Settings, ledger_url: str) -> None:

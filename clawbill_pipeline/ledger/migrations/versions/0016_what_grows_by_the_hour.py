@@ -1,7 +1,7 @@
 """What grows by the hour is partitioned by month, and can leave the database: what became of usage records, witnesses.
 
-What the audit trail has of usage records moves into a table of its own. The tables are locked until all is moved: stop
-schedules and workers before.
+What the audit trail has of usage records moves into a table of its own; whoever writes to the tables waits until then.
+What a version before this one still writes of usage records meanwhile stays in the audit trail.
 """
 
 from __future__ import annotations
