@@ -179,14 +179,23 @@ def up(state: Path | None, web_port: int, dagster_port: int, catalog: Path | Non
 def waterfall(state: Path | None, period: str | None, tenant: str | None, as_json: bool) -> None:
     """Per tenant and service: metered, rated, sent, held by Stripe, invoiced, paid, and open breaks."""
     from clawbill_pipeline.catalog import load
+    from clawbill_pipeline.ledger.archive import ArchiveError
     from clawbill_pipeline.ledger.periods import periods_with_usage
     from clawbill_pipeline.ledger.waterfall import waterfall as steps_of
 
+    found: dict[str, list[Step]] = {}
     with opened(state) as (settings, ledger):
         catalog = load(settings.catalog_file)
         with ledger.transaction() as connection:
             periods = [_period(period)] if period else periods_with_usage(connection, catalog)
-            found = {month: steps_of(connection, catalog, month, tenant) for month in periods}
+            for month in periods:
+                try:
+                    found[month] = steps_of(connection, catalog, month, tenant)
+                except ArchiveError as error:
+                    if period:
+                        raise
+                    # In another time zone a period begins in the month before: the others are shown all the same.
+                    click.echo(f"Billing period {month}: {error}", err=True)
     if as_json:
         rows = [{**step.as_json(), "period": month} for month, steps in found.items() for step in steps]
         click.echo(json.dumps(rows, indent=2))

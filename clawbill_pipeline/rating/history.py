@@ -11,6 +11,7 @@ from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.disk import scratch
 from clawbill_pipeline.duck import duck
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.database import copy_out
 from clawbill_pipeline.rating.movements import Comparison
 from clawbill_pipeline.rating.simulation import history_start, simulate
@@ -56,6 +57,7 @@ def compare(
         with ledger.transaction() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))
             window = {"first": first, "first_hour": utc_hour(first), "end": end}
+            refuse_archived(connection, utc_hour(first), end)
             with csv.open("wb") as out:
                 out.writelines(copy_out(connection, _HISTORY, window))
         db.execute(_PACKED, {"csv": str(csv), "parquet": str(parquet)})

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Catalog, hours_between
 from clawbill_pipeline.catalog.periods import Period, utc_hour
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.database import lock_all
 from clawbill_pipeline.money import plain, total
 from clawbill_pipeline.openclaw import OpenClaw, OpenClawError
@@ -62,12 +63,17 @@ def rerate(
     A window whose amount differs gets a new revision with the reason ``rerated``; of a ``period_to_date`` service the
     whole difference, between the answer and the sum of what is booked, is one revision of its newest window. Each
     tenant is one transaction with its entry in the audit trail. Run again at the same prices, it writes nothing.
+    Raises ArchiveError, before anything else, where rows of a period are in the lake alone.
     """
     asked = changed = 0
     failed: list[str] = []
     differences: dict[str, Decimal] = {}
     hours: set[datetime] = set()
-    for tenant_id, span in _spans(catalog, period, now, tenants if tenants is not None else catalog.tenants):
+    spans = list(_spans(catalog, period, now, tenants if tenants is not None else catalog.tenants))
+    with ledger.transaction() as connection:
+        for start, end in {(utc_hour(span.start), span.end) for _, span in spans}:
+            refuse_archived(connection, start, end)
+    for tenant_id, span in spans:
         with ledger.transaction() as connection:
             lock_all(
                 connection, (("rating", hour.isoformat()) for hour in hours_between(utc_hour(span.start), span.end))

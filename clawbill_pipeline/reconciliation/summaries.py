@@ -22,6 +22,7 @@ from sqlalchemy import Connection, text
 from clawbill_pipeline.catalog import Calendar, Catalog, Period
 from clawbill_pipeline.catalog.periods import HOUR, utc_hour
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.database import copy_rows, lock
 from clawbill_pipeline.ledger.waterfall import Scope, scope_of
 from clawbill_pipeline.money import total
@@ -98,10 +99,13 @@ def read_summaries(
     """Reads Stripe's totals of the billing periods that start in ``period`` (``YYYY-MM``) and have begun.
 
     Appends to ``usage_summaries`` what is not the newest there. A customer that fails is named in the answer and in
-    the audit trail, and stops nobody else. Raises LedgerError where the database is away.
+    the audit trail, and stops nobody else. Raises LedgerError where the database is away, and ArchiveError where rows
+    of the period are in the lake alone: there would be nothing to compare with.
     """
     with ledger.transaction() as connection:
-        recorded = _read_recorded(connection, scope_of(catalog, period))
+        scope = scope_of(catalog, period)
+        refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
+        recorded = _read_recorded(connection, scope)
         accounts = _read_accounts(connection, catalog, period, now, recorded)
     read = by_hour = differing = appended = 0
     unread: list[Unread] = []

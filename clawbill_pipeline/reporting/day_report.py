@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from sqlalchemy import Connection, text
 
+from clawbill_pipeline.ledger.archive import refuse_archived
 from clawbill_pipeline.ledger.witnesses import Witness, read_witnesses
 from clawbill_pipeline.money import total
 from clawbill_pipeline.reporting.report import Bar, Break, NothingToReport
@@ -78,7 +79,7 @@ class DayReport:
 
 
 def read_day(connection: Connection, day: date) -> DayReport:
-    """The report of a UTC day. Raises NothingToReport."""
+    """The report of a UTC day. Raises NothingToReport, and ArchiveError for a day whose rows are in the lake alone."""
     # A billing period that holds the day starts in its month or in the one before.
     months = [f"{day:%Y-%m}", f"{day.replace(day=1) - timedelta(days=1):%Y-%m}"]
     newest = connection.execute(_NEWEST, {"periods": months}).first()
@@ -88,6 +89,7 @@ def read_day(connection: Connection, day: date) -> DayReport:
         )
     start = datetime.combine(day, time(), UTC)
     given = {"start": start, "end": start + timedelta(days=1)}
+    refuse_archived(connection, given["start"], given["end"])
     witnesses = read_witnesses(connection, given["start"], given["end"])
     said: dict[tuple[datetime, str, str], list[Decimal]] = {}
     for one in witnesses:
