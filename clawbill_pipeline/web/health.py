@@ -23,7 +23,10 @@ async def alive(request: Request) -> Response:
 
 
 class Health:
-    """The endpoint. Parts: ``database`` answers, ``ledger`` is migrated (a later version may have), ``webhook_secret`` is set, and ``ready``'s."""
+    """The endpoint. Parts: ``database`` answers, ``ledger`` is migrated, ``webhook_secret`` is set, and ``ready``'s.
+
+    A ledger that a later version has migrated is ready for this one, too.
+    """
 
     def __init__(self, ledger: Ledger, counts: Counter[str], ready: Ready | None, *, secret: bool) -> None:
         self._url = ledger.engine.url.render_as_string(hide_password=False)
