@@ -60,8 +60,9 @@ _FEW_LINES = 32
 _PARTS = 16
 #: Blocks of fewer bytes are not looked through for lines that are alike.
 _LARGE = 1024 * 1024
-#: So many lines that are alike are cut together: fewer would cost more than to parse them, more would fill the memory.
-_LEAST_LINES, _MOST_LINES = 32, 32_768
+#: So many lines that are alike are cut together: fewer cost more than to parse them (a piece takes about a millisecond,
+#: however few they are), more would fill the memory.
+_LEAST_LINES, _MOST_LINES = 2_048, 32_768
 
 Numbers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
