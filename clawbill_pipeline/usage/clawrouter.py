@@ -88,6 +88,7 @@ class RouterUsage:
         self._env = env
         self.uri = PATH
         self.format = RouterEvents(source)
+        self.looks_back = False
 
     def size(self) -> int:
         return 0

@@ -99,6 +99,7 @@ class PostedRequests:
         self._ledger = ledger
         self.uri = URI
         self.format = CloudEventRecords()
+        self.looks_back = False
 
     def size(self) -> int:
         return 0

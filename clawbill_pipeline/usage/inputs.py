@@ -83,6 +83,11 @@ class Input(Protocol):
     @property
     def format(self) -> Format: ...
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether ``blocks`` compares all that was landed; otherwise the newest landing says enough."""
+        ...
+
     def size(self) -> int:
         """Bytes or rows that are there now."""
         ...
@@ -96,7 +101,7 @@ class Input(Protocol):
         ...
 
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[Block]:
-        """What is new after ``landed``, in order. ``finished``: no writer will complete a half line at the end.
+        """What is new after ``landed`` (the newest one last), in order. ``finished``: no writer will complete a half line at the end.
 
         Raises InputFault where the input can't be trusted, before, between or after blocks; OSError or sqlite3.Error
         where it can't be read.

@@ -102,7 +102,7 @@ def _memory_at_hand() -> Iterator[None]:
 
 _LANDED = text(
     "SELECT id, position, size, sha256 FROM landings "
-    "WHERE source = :source AND uri = :uri AND position NOT LIKE 'replay of %' ORDER BY id"
+    "WHERE source = :source AND uri = :uri AND position NOT LIKE 'replay of %' ORDER BY id DESC LIMIT :most"
 )
 _NEWEST_OF_SOURCES = text("""
     SELECT s.name, (SELECT landed_at FROM landings WHERE source = s.name ORDER BY id DESC LIMIT 1) AS landed_at
@@ -185,8 +185,8 @@ class Run:
                 self.total.waited |= turn(
                     connection, [lock_key("usage", source)], run_id=self.run_id, work=f"landing of {source}"
                 )
-                found = connection.execute(_LANDED, {"source": source, "uri": input.uri})
-                landed = [Landing(*row) for row in found]
+                given = {"source": source, "uri": input.uri, "most": None if input.looks_back else 1}
+                landed = [Landing(*row) for row in connection.execute(_LANDED, given)][::-1]
                 before = newest = landed[-1].id if landed else None
                 files = Files()
                 try:

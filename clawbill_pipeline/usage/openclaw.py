@@ -234,6 +234,7 @@ class Transcripts:
     """
 
     def __init__(self, path: Path, uri: str, format: Transcript) -> None:
+        self.looks_back = False
         self._path = path
         self.uri = uri
         self.format = format

@@ -68,6 +68,7 @@ class Parquet:
         self._stored = stored
         self.uri = stored.uri
         self.format = format
+        self.looks_back = True
         self._few = list(few)
 
     def size(self) -> int:

@@ -50,6 +50,7 @@ class TableRows:
         self._url = env.get(source.url_env, "")
         self.uri = source.table
         self.format = Mapped(source.mapping, source.table)
+        self.looks_back = False
 
     def size(self) -> int:
         return 0

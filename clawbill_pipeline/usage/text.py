@@ -119,6 +119,7 @@ class Text:
     def __init__(self, stored: Stored, format: Format, *, json: bool = True, read_again: bool = False) -> None:
         self.uri = stored.uri
         self.format = format
+        self.looks_back = True
         self._stored = stored
         self._document = json and stored.name.endswith(".json")
         self._json = json

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
 
 from clawbill_pipeline.usage import stored
 from clawbill_pipeline.usage.text import Text
 from clawbill_pipeline_tests.usage.conftest import Place, line
+from clawbill_pipeline_tests.usage.test_sql import SOURCE
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,27 @@ def test_what_is_asked_for_does_not_grow_with_the_files_of_the_past(
     assert opened == [f"{hour:02d}.jsonl" for hour in range(12)]
     assert asked[3:] == [asked[2]] * 9
     assert sum(asked[2]) <= 4
+
+
+def test_a_table_is_continued_from_its_newest_landing_however_many_there_are(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:///{place.folder}/spend.db"
+    monkeypatch.setenv("SPEND_URL", url)
+    place.sources = (SOURCE,)
+    engine = create_engine(url)
+    asked = []
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE spend_logs (id INTEGER PRIMARY KEY, team TEXT, at TEXT, calls TEXT)"))
+    for number in range(1, 8):
+        with engine.begin() as connection:
+            row = f"({number}, 'acme', '2026-11-22 10:15:00', '1')"
+            connection.execute(text(f"INSERT INTO spend_logs VALUES {row}"))
+        with rows_of_landings(place) as rows:
+            assert place.land().events
+        asked.append(sum(rows))
+    engine.dispose()
+    assert asked[1:] == [asked[1]] * 6
 
 
 def test_a_landing_of_another_worker_counts_for_ever(place: Place, opened: list[str]) -> None:
