@@ -28,6 +28,10 @@ def billed_by_workers(state: Path, *more: str | Path) -> dict[str, Any]:
     played = json.loads(done.stdout.splitlines()[-1])
     assert sum(played["done"].values()) == played["runs"]
     assert all(played["done"].values()), f"a worker had nothing to do: {played['done']}"
+    for name in played["done"]:
+        # What runs print is neither wrapped by Celery nor kept in files that nobody removes.
+        assert "WARNING/ForkPoolWorker" not in (state / "logs" / f"{name}.log").read_text()
+        assert not (state / name / "dagster" / "storage").exists()
     return played
 
 
@@ -69,6 +73,10 @@ def test_two_workers_bill_the_demonstration_as_one_machine_does(tmp_path: Path) 
     alone = json.loads(clawbill("demo", "--state", tmp_path / "alone", "--json", cwd=tmp_path).stdout)
     played = billed_by_workers(tmp_path / "wide")
     assert played["waterfall"] == alone
+    # A tenant that nobody knows can't be rated; what workers say of it has the run, the hour and the tenant.
+    said = [line for line in played["said"] if line["event"] == "not rated"]
+    assert {line["tenant"] for line in said} == {"umbrella"}
+    assert all(line["run"] and line["hour"].endswith("+00:00") for line in said)
 
 
 @pytest.mark.slow

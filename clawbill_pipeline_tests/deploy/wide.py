@@ -2,7 +2,7 @@
 
 Run as a program, since it takes the environment of its process over:
 ``python -m clawbill_pipeline_tests.deploy.wide --state DIR [--source DIR] [--shards N]`` prints a JSON document: the
-waterfall, how many runs each worker did, and which worker did which shard of which hours.
+waterfall, how many runs each worker did, which worker did which shard of which hours, and what was logged as JSON.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def shared(store: Store, broker: ValkeyServer) -> dict[str, str]:
 def start_worker(stack: Stack, name: str, *, alone: bool = False) -> processes.Child:
     """A Celery worker with a state folder, DAGSTER_HOME and TMPDIR in it, of its own; it shares but the services.
 
-    ``alone``: as in its container, where it can write to nothing else (if this machine allows that).
+    ``alone``: as in its container, where it can write to nothing else (if this machine allows that), with JSON logs.
     """
     scratch = stack.state / name / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def start_worker(stack: Stack, name: str, *, alone: bool = False) -> processes.C
         "-y", str(home / "worker.yaml"), "-n", name, "--", "--concurrency", "1",
     ]  # fmt: skip
     if alone:
-        env["HOME"] = str(scratch)
+        env |= {"HOME": str(scratch), "CLAWBILL_LOG_FORMAT": "json"}
         command = [*sealed(stack.state / name), *command]
     child = processes.start(name, command, env=env, log=stack.state / "logs" / f"{name}.log", cwd=home)
     child.wait_until(lambda: "ready." in child.log.read_text(), patience=120)
@@ -154,7 +154,8 @@ def main() -> None:
     done = {name: log.count("Task execute_job[") // 2 for name, log in logs.items()}
     worker = {task: name for name, log in logs.items() for task in re.findall(r"execute_job\[([-\w]+)\] received", log)}
     shards = [{shard: worker[task] for shard, task in tasks.items()} for tasks in lines[0].tasks if len(tasks) > 1]
-    document = {"waterfall": played.as_json(), "runs": played.runs, "done": done, "shards": shards}
+    said = [json.loads(line) for log in logs.values() for line in log.splitlines() if line.startswith('{"at"')]
+    document = {"waterfall": played.as_json(), "runs": played.runs, "done": done, "shards": shards, "said": said}
     sys.stdout.write(json.dumps(document) + "\n")
 
 
