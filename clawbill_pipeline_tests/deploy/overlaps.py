@@ -119,18 +119,21 @@ class Place:
         url = make_url(self.stack.env["CLAWBILL_DATABASE_URL"]).set(drivername="postgresql")
         return url.render_as_string(hide_password=False)
 
-    def told(self) -> dict[str, list[str]]:
-        """Of each run that had to wait, by its id, for whom: what the metadata of its materialisations says."""
+    def told(self, asset: str) -> dict[str, str]:
+        """Of each run that had to wait at an asset, by its id, for whom: what the metadata of its materialisation says.
+
+        The one that was first at one of them may be second at the next.
+        """
         with self.ledger.transaction() as c:
             found = c.execute(
                 text("SELECT run_id, event FROM public.event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'")
             ).all()
-        said: dict[str, list[str]] = {}
+        said: dict[str, str] = {}
         for row in found:
             event: Any = deserialize_value(row.event)
-            metadata = event.dagster_event.event_specific_data.materialization.metadata
-            if "waited_for" in metadata:
-                said.setdefault(row.run_id, []).append(metadata["waited_for"].value)
+            made = event.dagster_event.event_specific_data.materialization
+            if made.asset_key.path == [asset] and "waited_for" in made.metadata:
+                said[row.run_id] = made.metadata["waited_for"].value
         return said
 
     def check_bill(self, files: int = 1) -> None:

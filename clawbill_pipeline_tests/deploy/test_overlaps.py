@@ -37,11 +37,11 @@ def test_two_overlapping_runs_bill_an_hour_once_and_the_later_one_says_whom_it_w
         hour.wait_for(children[0], others=1)
     ended_well(children)
     hour.check_bill()
-    told = hour.told()
+    told = hour.told("metered_usage")
     assert len(told) == 1, told
-    ((loser, winners),) = told.items()
-    assert winners[0].startswith("run ")
-    assert winners[0] != f"run {loser}"
+    ((loser, winner),) = told.items()
+    assert winner.startswith("run ")
+    assert winner != f"run {loser}"
     assert sum(map(warned, children)) == 1
 
 
