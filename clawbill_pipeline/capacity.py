@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -166,8 +166,8 @@ class Limit:
 @dataclass(frozen=True)
 class Prediction:
     """What ``load`` needs. ``hour`` are the stages of every hour, ``day`` those of the last day of a period, ``close``
-    those of its end. ``workers`` are kept busy by an hour's usage for ``load.within``: one a shard. ``tables`` and
-    ``lake`` are what ``load.hours`` leave behind.
+    those of its end. ``workers`` are done with an hour's usage in ``load.within``, a shard each; None where no number
+    of them is. ``tables`` and ``lake`` are what ``load.hours`` leave behind.
     """
 
     load: Load
@@ -176,7 +176,7 @@ class Prediction:
     hour: tuple[Stage, ...]
     day: tuple[Stage, ...]
     close: tuple[Stage, ...]
-    workers: int
+    workers: int | None
     tables: Mapping[str, Size]
     lake: Mapping[str, Size]
     limits: tuple[Limit, ...]
@@ -230,7 +230,7 @@ def predict(load: Load, measured: Constants | None = None) -> Prediction:
         for name, rows, spare in _rows(load, windows, records, used, known)
     }
     workers = _workers(hour, load)
-    runs = round(load.hours * (workers + _FIXED_RUNS / MONTH_HOURS))
+    runs = round(load.hours * ((workers or 1) + _FIXED_RUNS / MONTH_HOURS))
     tables["Dagster's own"] = Size(runs, round(runs * known.run_bytes))
     events = load.events_per_hour * load.hours
     ids = _HASH_BYTES * events + known.tenant_ids_bytes * seen(load.tenants, load.events_per_hour) * load.hours
@@ -268,9 +268,11 @@ def _rows(load: Load, windows: int, records: int, used: int, known: Constants) -
     ]
 
 
-def _workers(hour: Iterable[Stage], load: Load) -> int:
-    """Workers that an hour's usage keeps busy for ``load.within``."""
-    return max(math.ceil(sum(stage.seconds for stage in hour) / load.within.total_seconds()), 1)
+def _workers(hour: Sequence[Stage], load: Load) -> int | None:
+    """How many share out what one run lands, so that all is done in time; None where landing alone takes longer."""
+    landing = hour[0].seconds
+    left = load.within.total_seconds() - landing
+    return max(math.ceil((sum(stage.seconds for stage in hour) - landing) / left), 1) if left > 0 else None
 
 
 def _limits(

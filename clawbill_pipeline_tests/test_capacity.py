@@ -92,9 +92,24 @@ def test_a_million_tenants_are_more_than_single_calls_take_and_less_than_the_str
 
 
 def test_less_time_takes_more_workers() -> None:
-    hour, quarter = (predict(Load(10**9, 10**6, 6, within=timedelta(minutes=m))) for m in (60, 15))
+    hour, quarter = (predict(Load(10**8, 10**6, 6, within=timedelta(minutes=m))) for m in (60, 15))
+    assert hour.workers
+    assert quarter.workers
     assert quarter.workers > hour.workers
     assert quarter.database_cores == pytest.approx(4 * hour.database_cores)
+
+
+@pytest.mark.parametrize("minutes", [10, 20, 30, 60])
+def test_workers_share_out_what_one_run_has_landed(minutes: int) -> None:
+    predicted = predict(Load(10**9, 10**6, 6, within=timedelta(minutes=minutes)))
+    landing, *shared = (stage.seconds for stage in predicted.hour)
+    if predicted.workers is None:
+        assert landing >= minutes * 60
+        assert {limit.name for limit in predicted.binding} >= {"One worker: landing a source"}
+        assert "no number of workers" in said(*LOAD, "--within", minutes)
+        return
+    assert landing + sum(shared) / predicted.workers <= minutes * 60
+    assert predicted.workers == 1 or landing + sum(shared) / (predicted.workers - 1) > minutes * 60
 
 
 def test_limits_and_tables_are_those_of_the_code() -> None:
@@ -110,6 +125,13 @@ def test_limits_and_tables_are_those_of_the_code() -> None:
 def test_a_load_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Load(**{"events_per_hour": 1, "tenants": 1, "services": 1, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [("--revised", "nan"), ("--tenants", 0), ("--events-per-hour", 10**400)])
+def test_a_number_that_cannot_be_is_told(wrong: tuple[object, ...]) -> None:
+    result = CliRunner().invoke(cli, ["capacity", *map(str, LOAD), *map(str, wrong)])
+    assert result.exit_code == 2
+    assert str(wrong[0]).removeprefix("--") in result.stderr
 
 
 def said(*options: object) -> str:

@@ -13,7 +13,7 @@ import click
 from clawbill_pipeline.capacity import Limit, Load, Prediction, Size, Stage, constants, predict
 from clawbill_pipeline.commands.shared import table
 
-_MANY = click.IntRange(1)
+_MANY = click.IntRange(1, 10**15)
 
 
 @click.command()
@@ -45,9 +45,12 @@ def capacity(
     as_json: bool,
 ) -> None:
     """Predict time, workers, rows, bytes and binding limits for a load, from what was measured."""
-    load = Load(
-        events_per_hour, tenants, services, dimensions, revised, stream=stream, within=timedelta(minutes=within)
-    )
+    try:
+        load = Load(
+            events_per_hour, tenants, services, dimensions, revised, stream=stream, within=timedelta(minutes=within)
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     predicted = predict(load)
     click.echo(json.dumps(as_document(predicted), indent=2) if as_json else as_text(predicted))
 
@@ -60,7 +63,7 @@ def as_text(predicted: Prediction) -> str:
         f"An hour: {load.events_per_hour:,} usage events become {predicted.windows:,} quantities and "
         f"{predicted.records:,} usage records.",
         _stages([*predicted.hour, *predicted.day, *predicted.close]),
-        f"To be done with an hour in {minutes:.0f} minutes: {_many(predicted.workers, 'worker')} as large as what "
+        f"To be done with an hour in {minutes:.0f} minutes: {_workers(predicted)} as large as what "
         f"measured ({constants().machine}, {predicted.measured}), beside {predicted.database_cores:,.1f} cores of "
         "PostgreSQL.",
         _sizes(predicted),
@@ -89,6 +92,12 @@ def as_document(predicted: Prediction) -> dict[str, object]:
         "limits": [{**dataclasses.asdict(limit), "binds": limit.binds} for limit in predicted.limits],
         "measured": predicted.measured,
     }
+
+
+def _workers(predicted: Prediction) -> str:
+    if predicted.workers is None:
+        return "no number of workers, since landing, which one run does, takes longer on one"
+    return _many(predicted.workers, "worker")
 
 
 def _stages(stages: Iterable[Stage]) -> str:

@@ -101,7 +101,8 @@ class Input(Protocol):
         ...
 
     def blocks(self, landed: Sequence[Landing], *, finished: bool) -> Iterator[Block]:
-        """What is new after ``landed`` (the newest one last), in order. ``finished``: no writer will complete a half line at the end.
+        """What is new after ``landed`` (the newest one last), in order. ``finished``: no writer will complete a half
+        line at the end.
 
         Raises InputFault where the input can't be trusted, before, between or after blocks; OSError or sqlite3.Error
         where it can't be read.
