@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from clawbill_pipeline_tests.web.test_metrics import add, settings_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "observability"
+UNIT_TESTS = Path(__file__).with_name("alerts_unit_tests.yaml")
 RULES = [
     rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]  # fmt: skip
@@ -59,22 +60,31 @@ def selectors(part: Any) -> Iterator[promql_parser.VectorSelector]:
 
 
 @pytest.fixture(scope="module")
-def exposition(
+def expositions(
     postgres_server: AnyServer, ledger_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, set[str]]]:
-    """Every sample's name on the real /metrics, with its labels and their values. The ledger has a row for what is else
-    not there."""
+) -> tuple[str, str]:
+    """The real /metrics where nothing ever happened, and where the ledger has a row for what is else not there."""
+    texts = []
     with fresh_database(postgres_server, template=ledger_template) as name:
         url = postgres_server.url(name)
-        ledger = Ledger(url)
-        add(ledger, "metered_hours")
-        add(ledger, "reconciliations", waterfall="[]")
-        add(ledger, "breaks", currency="USD")
-        ledger.dispose()
-        app = create_app(settings_of(url, tmp_path_factory.mktemp("web")), Ledger(url), live=False)
-        with served(app) as address:
-            httpx.post(f"{address}/usage", trust_env=False)
-            text = httpx.get(f"{address}/metrics", trust_env=False).text
+        for happened in (False, True):
+            ledger = Ledger(url)
+            if happened:
+                add(ledger, "metered_hours")
+                add(ledger, "reconciliations", waterfall="[]")
+                add(ledger, "breaks", currency="USD")
+            with served(create_app(settings_of(url, tmp_path_factory.mktemp("web")), ledger, live=False)) as address:
+                if happened:
+                    httpx.post(f"{address}/usage", trust_env=False)
+                texts.append(httpx.get(f"{address}/metrics", trust_env=False).text)
+            ledger.dispose()
+    return texts[0], texts[1]
+
+
+@pytest.fixture(scope="module")
+def exposition(expositions: tuple[str, str]) -> dict[str, dict[str, set[str]]]:
+    """Every sample's name on the real /metrics, with its labels and their values."""
+    _, text = expositions
     found: dict[str, dict[str, set[str]]] = {}
     for family in text_string_to_metric_families(text):
         assert family.samples, f"{family.name} has no sample here, so nothing can be said of its labels"
@@ -122,6 +132,25 @@ def test_the_test_sees_what_is_wrong(exposition: dict[str, dict[str, set[str]]])
     assert sorted(faults(odd, exposition["clawbill_outbox_rows"])) == ["stat=x", "state=sent"]
 
 
+#: Nothing is wrong where these are not there: no break is open, nothing can be posted, no request was ever refused.
+SILENT = {"clawbill_breaks_open_amount", "clawbill_ingest_waiting_age_seconds", "clawbill_ingest_requests_total"}
+
+
+def test_who_never_did_anything_is_told_of(expositions: tuple[str, str]) -> None:
+    there = {
+        sample.name for family in text_string_to_metric_families(expositions[0]) for sample in family.samples
+    }  # fmt: skip
+    asked, told = set(), set()
+    for rule in RULES:
+        names = {str(selector.name) for selector in selectors(promql_parser.parse(rule["expr"]))}
+        asked |= names
+        if rule["expr"] in {f"absent({name})" for name in names}:
+            assert re.fullmatch(r"\d+h", rule["for"]), "a new installation has a while to begin"
+            told |= names
+    assert told == asked - there - SILENT
+    assert "clawbill_ledger_up" in there
+
+
 def test_every_metric_is_documented_and_watched(exposition: dict[str, dict[str, set[str]]]) -> None:
     page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(clawbill_\w+)` \|([^|]*)\|", page, re.MULTILINE))
@@ -158,14 +187,28 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
         squares |= covered
 
 
-def test_prometheus_itself_takes_the_files(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+@pytest.fixture
+def promtool(tmp_path: Path) -> Callable[..., None]:
+    """Runs promtool beside the files, and beside ours; fails when it does."""
+    program = shutil.which("promtool")
+    if program is None:
         pytest.skip("promtool is not installed (Debian: apt install prometheus)")
-    shutil.copytree(FOLDER, tmp_path / "prometheus")
-    (tmp_path / "prometheus" / "clawbill-metrics-token").touch()
-    command = [promtool, "check", "config", "prometheus.yaml"]
-    done = subprocess.run(
-        command, cwd=tmp_path / "prometheus", env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder = shutil.copytree(FOLDER, tmp_path / "prometheus")
+    (folder / "clawbill-metrics-token").touch()
+    shutil.copy(UNIT_TESTS, folder)
+
+    def run(*words: str) -> None:
+        done = subprocess.run(
+            [program, *words], cwd=folder, env=os.environ, capture_output=True, text=True, check=False
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
+def test_prometheus_itself_takes_the_files(promtool: Callable[..., None]) -> None:
+    promtool("check", "config", "prometheus.yaml")
+
+
+def test_prometheus_itself_alerts_as_the_rules_are_meant(promtool: Callable[..., None]) -> None:
+    promtool("test", "rules", UNIT_TESTS.name)
