@@ -9,7 +9,9 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
+from itertools import product
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.money import currency_code, exponent
 from clawbill_pipeline.web.app import create_app
 from clawbill_pipeline_tests.conftest import AnyServer, fresh_database
 from clawbill_pipeline_tests.web.serving import served
@@ -35,6 +38,12 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = {
     **{rule["alert"]: rule["expr"] for rule in RULES},
     **{f"{p['title']} {t['refId']}": t["expr"] for p in PANELS for t in p["targets"]},
+}
+
+#: The currencies with a threshold of their own, by that.
+DEARER = {
+    int(threshold): codes.split("|")
+    for codes, threshold in re.findall(r'currency=~"(.*?)"}\) <= (\d+)', EXPRESSIONS["ClawbillBreaksOpen"])
 }
 
 
@@ -92,7 +101,8 @@ def exposition(expositions: tuple[str, str]) -> dict[str, dict[str, set[str]]]:
             labels = found.setdefault(sample.name, {})
             for name, value in sample.labels.items():
                 labels.setdefault(name, set()).add(value)
-    # What there is only once it has happened: an answer of each kind, and why a webhook request was refused.
+    # What there is only once it has happened: an answer of each kind, why a webhook request was refused, a currency.
+    found["clawbill_breaks_open_amount"]["currency"] |= {code for codes in DEARER.values() for code in codes}
     found["clawbill_ingest_requests_total"]["status"] |= {str(status.value) for status in HTTPStatus}
     found["clawbill_webhook_requests_total"]["result"] |= set(
         re.findall(r'HTTPStatus\.\w+, "(\w+)"', (ROOT / "clawbill_pipeline" / "web" / "webhook.py").read_text())
@@ -110,7 +120,7 @@ def test_an_expression_asks_for_metrics_and_labels_that_exist(
         assert selector.name in exposition, f"{selector.name} is not on /metrics"
         assert faults(selector, exposition[str(selector.name)]) == []
     by = re.findall(r"\bby \(([^)]*)\)", EXPRESSIONS[name])
-    labels = set().union(*(exposition[selector.name] for selector in found))
+    labels = set().union(*(exposition[str(selector.name)] for selector in found))
     assert {label.strip() for part in by for label in part.split(",")} <= labels
 
 
@@ -149,6 +159,14 @@ def test_who_never_did_anything_is_told_of(expositions: tuple[str, str]) -> None
             told |= names
     assert told == asked - there - SILENT
     assert "clawbill_ledger_up" in there
+
+
+def test_100_of_a_currency_without_a_minor_unit_are_no_ticket() -> None:
+    named = [code for codes in DEARER.values() for code in codes]
+    assert len(set(named)) == len(named)
+    assert [currency_code(code) for code in named] == named
+    assert {code for code in map("".join, product(ascii_uppercase, repeat=3)) if exponent(code) == 0} <= set(named)
+    assert min(DEARER) > 100
 
 
 def test_every_metric_is_documented_and_watched(exposition: dict[str, dict[str, set[str]]]) -> None:
