@@ -29,6 +29,7 @@ from starlette.responses import RedirectResponse, Response
 from clawbill_pipeline.catalog import CatalogError
 from clawbill_pipeline.clock import Clock, clock_of
 from clawbill_pipeline.ledger import Ledger, LedgerError
+from clawbill_pipeline.ledger.archive import ArchiveError
 from clawbill_pipeline.ledger.tables import audit_trail
 from clawbill_pipeline.settings import Settings
 from clawbill_pipeline.web.finance.render import page
@@ -126,9 +127,12 @@ class Door:
             except UsersError as error:
                 log.error("finance pages: %s", error)
                 return self._refusal(Refused(503, "Accounts can't be read now; see the log."))
+            except ArchiveError as error:  # which says what to do
+                log.error("finance pages: %s", error)
+                return self._refusal(Refused(409, str(error)))
             except LedgerError as error:
                 log.error("finance pages: %s", error)
-                return self._refusal(Refused(503, "The database does not answer; try again."))
+                return self._refusal(Refused(503, "The database does not answer as it should; see the log."))
             except CatalogError as error:
                 log.error("finance pages: %s", error)
                 return self._refusal(Refused(503, "The catalogue can't be read; see the log."))

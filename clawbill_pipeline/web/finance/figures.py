@@ -1,7 +1,8 @@
 """What the finance pages read from the ledger, as plain data: one function a part of a page. Changes nothing.
 
 Sums over many tenants, filters and paging are done by the database. ``seen`` limits every answer to the tenants that
-the viewer may see; None means all.
+the viewer may see; None means all. Where a sum or a list would lack the rows of an archived month, there is none, and
+``archived`` names the months.
 """
 
 # ruff: noqa: S608 -- queries are put together from constants of this file; every value is a parameter
@@ -21,11 +22,13 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import OperationalError
 
 from clawbill_pipeline.catalog import Catalog
+from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
-from clawbill_pipeline.ledger import Ledger
+from clawbill_pipeline.ledger import archive
 from clawbill_pipeline.ledger.adjustment_log import Standing, read_standings
 from clawbill_pipeline.ledger.causes import CAUSES, NO_FAULT, STEPS
+from clawbill_pipeline.ledger.database import month_bounds
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.money import EXACT, invoice_amount, total
 from clawbill_pipeline.reporting.report import Bar, Break, Day, Report
@@ -46,6 +49,19 @@ def _seen(column: str = "tenant_id") -> str:
 def _like(words: str) -> str:
     """``words`` as a pattern that finds them anywhere, literally."""
     return "%" + re.sub(r"([\\%_])", r"\\\1", words) + "%"
+
+
+def archived_months(connection: Connection, start: datetime, end: datetime) -> tuple[str, ...]:
+    """The months (``YYYY-MM``) of the hours ``[start, end)`` that are archived; no other leaves in this transaction."""
+    # A month leaves under a lock that waits for these: what is looked up now holds for what is read next.
+    connection.execute(text("LOCK TABLE ONLY metered_usage, ONLY rated_usage, ONLY usage_records IN ACCESS SHARE MODE"))
+    months = sorted({each.month for each in archive.archived(connection)})
+    bounds = ((f"{month:%Y-%m}", *month_bounds(month.year, month.month)) for month in months)
+    return tuple(month for month, first, after in bounds if first < end and start < after)
+
+
+def _archived_of(connection: Connection, scope: Scope) -> tuple[str, ...]:
+    return archived_months(connection, scope.parameters["first_hour"], scope.parameters["last"])
 
 
 # --- a billing period ------------------------------------------------------------------------------------------------
@@ -198,25 +214,35 @@ _kept_days: dict[tuple[str, Seen], dict[str, tuple[Day, ...]]] = {}
 PATIENCE = 2000
 
 
-def rated_days(ledger: Ledger, catalog: Catalog, reconciled: Reconciled, seen: Seen) -> dict[str, tuple[Day, ...]]:
+@dataclass(frozen=True)
+class RatedDays:
     """Per currency, what was rated for the usage of each UTC day; empty where there is too much to sum up in time."""
-    key = (reconciled.sha256, seen)
+
+    days: Mapping[str, tuple[Day, ...]]
+    archived: tuple[str, ...] = ()
+
+
+def rated_days(connection: Connection, catalog: Catalog, reconciled: Reconciled, seen: Seen) -> RatedDays:
+    """The days of a period, of all tenants together."""
+    key, scope = (reconciled.sha256, seen), scope_of(catalog, reconciled.period)
+    if archived := _archived_of(connection, scope):
+        return RatedDays({}, archived)  # and not kept: the month may be back tomorrow
     if key not in _kept_days:
-        scope = scope_of(catalog, reconciled.period)
-        query = text(f"WITH {scope.PERIODS} {_DAYS_SEEN}")
         days: dict[str, list[Day]] = {}
         try:
-            with ledger.transaction() as connection:
+            with connection.begin_nested():
                 connection.execute(text(f"SET LOCAL statement_timeout = {PATIENCE}"))
+                query = text(f"WITH {scope.PERIODS} {_DAYS_SEEN}")
                 for row in connection.execute(query, {**scope.parameters, "seen": _array(seen)}):
                     days.setdefault(row.currency, []).append(Day(row.day, row.currency, row.amount))
+                connection.execute(text("SET LOCAL statement_timeout TO DEFAULT"))  # for what the page reads next
         except OperationalError as error:
             if not isinstance(error.orig, psycopg.errors.QueryCanceled):
                 raise
         if len(_kept_days) > 200:
             _kept_days.clear()
         _kept_days[key] = {currency: tuple(of) for currency, of in days.items()}
-    return _kept_days[key]
+    return RatedDays(_kept_days[key])
 
 
 @dataclass(frozen=True)
@@ -385,6 +411,7 @@ class TenantMonth:
     late: Rows
     quarantined: Rows
     standing: Row[*tuple[Any, ...]] | None
+    archived: tuple[str, ...]
 
 
 def tenant_month(connection: Connection, catalog: Catalog, reconciled: Reconciled, tenant_id: str) -> TenantMonth:
@@ -398,8 +425,9 @@ def tenant_month(connection: Connection, catalog: Catalog, reconciled: Reconcile
         text(f"WITH {_STEPS} SELECT * FROM steps ORDER BY service"),
         {"reconciliation": reconciled.id, "seen": [tenant_id]},
     )
+    archived = _archived_of(connection, scope)
     days: dict[str, list[Day]] = {}
-    for row in rows(_DAYS):
+    for row in () if archived else rows(_DAYS):
         days.setdefault(row.currency, []).append(Day(row.day, row.currency, row.amount))
     standing = connection.execute(
         text("SELECT standing, since FROM tenant_standing WHERE tenant_id = :tenant ORDER BY id DESC LIMIT 1"),
@@ -413,9 +441,10 @@ def tenant_month(connection: Connection, catalog: Catalog, reconciled: Reconcile
         tuple(Step(**row._mapping) for row in steps),
         {currency: tuple(of) for currency, of in days.items()},
         rows(_INVOICES),
-        rows(_LATE),
+        () if archived else rows(_LATE),
         rows(_QUARANTINED),
         standing,
+        archived,
     )
 
 
@@ -455,6 +484,7 @@ class Side:
     lines: tuple[DraftLine, ...]
     ledger: Booked | None
     currency: str
+    archived: tuple[str, ...]
 
     @property
     def units(self) -> Decimal:
@@ -491,6 +521,10 @@ class Invoice:
     others: tuple[DraftLine, ...]
     history: Rows
 
+    @property
+    def archived(self) -> tuple[str, ...]:
+        return tuple(sorted({month for side in self.sides for month in side.archived}))
+
 
 def invoice(connection: Connection, catalog: Catalog, invoice_id: str, seen: Seen) -> Invoice | None:
     """The invoice; None where there is none that the viewer may see."""
@@ -501,15 +535,16 @@ def invoice(connection: Connection, catalog: Catalog, invoice_id: str, seen: See
     found = connection.execute(text("SELECT * FROM invoice_lines WHERE invoice_id = :id ORDER BY line_id"), given)
     lines = tuple(DraftLine(**{name: getattr(each, name) for name in DraftLine.__dataclass_fields__}) for each in found)
     draft = Draft(row.invoice_id, row.tenant_id or "", row.currency, row.subtotal, row.total, None, row.object, lines)
+
+    def side(service: str, start: datetime, end: datetime, of_window: Sequence[DraftLine]) -> Side:
+        archived = archived_months(connection, utc_hour(start), end)
+        known = row.tenant_id and service in catalog.services and not archived
+        ledger = booked(connection, catalog, row.tenant_id, service, start, end) if known else None
+        return Side(service, start, end, tuple(of_window), ledger, row.currency, archived)
+
     sides = tuple(
-        Side(
-            service, start, end, tuple(of_window),
-            booked(connection, catalog, row.tenant_id, service, start, end)
-            if row.tenant_id and service in catalog.services else None,
-            row.currency,
-        )
-        for (service, start, end), of_window in sorted(windows(draft).items(), key=lambda item: item[0])
-    )  # fmt: skip
+        side(*window, of_window) for window, of_window in sorted(windows(draft).items(), key=lambda item: item[0])
+    )
     usage = {line.line_id for side in sides for line in side.lines}
     history = connection.execute(
         text(
@@ -546,6 +581,7 @@ class Changes:
     gone_count: int
     late: Rows
     decisions: Rows
+    archived: tuple[str, ...]
 
 
 def changes(
@@ -565,11 +601,12 @@ def changes(
     earlier = newest(connection, reconciled.period, since)
     new, new_count = listed("first_seen >= :since AND closed_at IS NULL", "abs(amount) DESC, id")
     gone, gone_count = listed("closed_at >= :since", "abs(amount) DESC, id")
-    late = connection.execute(text(f"WITH {scope.PERIODS} {_LATE_SINCE}"), given).all()
+    archived = _archived_of(connection, scope)
+    late = () if archived else connection.execute(text(f"WITH {scope.PERIODS} {_LATE_SINCE}"), given).all()
     decisions = connection.execute(text(_DECISIONS), given).all()
     before = totals(connection, earlier, seen) if earlier else None
     now = totals(connection, reconciled, seen)
-    return Changes(before, now, new, new_count, gone, gone_count, late, decisions)
+    return Changes(before, now, new, new_count, gone, gone_count, late, decisions, archived)
 
 
 _LATE_SINCE = f"""

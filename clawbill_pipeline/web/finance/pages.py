@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.lake import Lake
 from clawbill_pipeline.reconciliation.lineage import UnknownLine, explain
 from clawbill_pipeline.reporting.chart import days_svg, waterfall_svg
@@ -60,6 +61,7 @@ class Pages:
             reconciled, frame = self._frame(connection, request, visit)
             bars = figures.waterfalls(connection, reconciled, seen)
             grown = figures.trend(connection, reconciled.period, seen)
+            rated_days = figures.rated_days(connection, self._catalog.current(), reconciled, seen)
             tenants, count = figures.tenants(connection, reconciled.id, seen, words, at)
             values: dict[str, Any] = {
                 "totals": figures.totals(connection, reconciled, seen),
@@ -67,18 +69,18 @@ class Pages:
                 "causes": figures.causes(connection, reconciled.period, seen),
                 "files": figures.report_files(connection, reconciled.period) if seen is None else (),
             }
-        days = figures.rated_days(self._ledger, self._catalog.current(), reconciled, seen)
         charts = []
         for currency, of_currency in bars.items():
             shown = _money(currency)
             drawn = waterfall_svg(of_currency, shown, f"From rated to paid in {currency}")
+            days = rated_days.days
             what, of = ("Rated a day", days) if days else ("Rated by the end of each day", grown.rated)
             rated = days_svg(of.get(currency, ()), shown, f"{what} in {currency}")
             charts.append((currency, drawn, what, rated))
         counted = days_svg(grown.breaks, lambda value: f"{value} breaks", "Open breaks at the end of each day")
         return page(
             "overview.html", **frame, **values, charts=charts, breaks_chart=counted,
-            tenants=tenants, count=count, words=words, page=at, pages=_pages(count),
+            tenants=tenants, count=count, words=words, page=at, pages=_pages(count), archived=rated_days.archived,
         )  # fmt: skip
 
     def breaks(self, request: Request, visit: Visit) -> Response:
@@ -128,7 +130,7 @@ class Pages:
         return page("invoice.html", visit=visit, invoice=found, said=said, period=period if period in known else None)
 
     def line(self, request: Request, visit: Visit) -> Response:
-        """``GET /lines/{line_id}``: down to the usage events."""
+        """``GET /lines/{line_id}``: down to the usage events, also those of an archived month."""
         line_id = request.path_params["line_id"]
         with self._ledger.transaction() as connection:
             known, periods = figures.tenant_of_line(connection, line_id), figures.periods(connection)
@@ -140,8 +142,13 @@ class Pages:
                 lineage = explain(self._ledger, lake, self._catalog.current(), line_id, limit=EVENTS)
         except UnknownLine as error:
             raise Refused(404, f"Nothing to show below this line: {error}") from None
-        period = lineage.line.period.key
-        return page("line.html", visit=visit, lineage=lineage, period=period if period in periods else None)
+        period = lineage.line.period
+        with self._ledger.transaction() as connection:
+            archived = figures.archived_months(connection, utc_hour(period.start), period.end)
+        return page(
+            "line.html", visit=visit, lineage=lineage, period=period.key if period.key in periods else None,
+            archived=archived,
+        )  # fmt: skip
 
     def changes(self, request: Request, visit: Visit) -> Response:
         """``GET /periods/{period}/changes?since=YYYY-MM-DD``; since this time yesterday by default."""

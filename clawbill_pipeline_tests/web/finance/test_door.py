@@ -470,3 +470,13 @@ def test_the_key_of_sessions_is_private(office: Office) -> None:
     key = office.settings.state / "web" / "session.key"
     assert (stat.S_IMODE(key.stat().st_mode), len(key.read_bytes())) == (0o600, 32)
     assert [path.name for path in key.parent.iterdir()] == ["session.key"]
+
+
+def test_a_database_that_is_away_is_told_without_its_address(settings: Settings) -> None:
+    away = Ledger("postgresql://clawbill:secret@127.0.0.1:1/none")
+    with served(create_app(settings, away, live=False)) as address:
+        answer = httpx.get(f"{address}/activity", trust_env=False)
+    assert answer.status_code == 503
+    assert "The database does not answer as it should; see the log." in answer.text
+    assert "127.0.0.1:1" not in answer.text
+    away.dispose()
