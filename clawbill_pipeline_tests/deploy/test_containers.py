@@ -5,8 +5,10 @@ that is sealed as its container would be.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -168,13 +170,15 @@ def answer(container: Container, path: str, **headers: str) -> int:
     return httpx.get(f"{port}{path}", headers=headers, trust_env=False).status_code
 
 
-def healthy(container: Container, child: processes.Child) -> bool:
-    """What the container's health check says; a worker, which has none, says that it is ready."""
-    check = OURS[container.name].get("healthcheck", {}).get("test")
-    if check is None:
-        return "ready." in child.log.read_text()
-    assert check[0] == "CMD"
-    return container.run(check[1:]).returncode == 0
+def healthy(container: Container) -> bool:
+    """What the container's health check says."""
+    kind, *words = OURS[container.name]["healthcheck"]["test"]
+    if kind == "CMD-SHELL":
+        # Two dollar signs are how compose writes one.
+        words = ["sh", "-c", words[0].replace("$$", "$")]
+    else:
+        assert kind == "CMD"
+    return container.run(words).returncode == 0
 
 
 def test_what_is_sealed_writes_to_its_own_folders_alone_and_is_nobody(tmp_path: Path):
@@ -188,6 +192,19 @@ def test_what_is_sealed_writes_to_its_own_folders_alone_and_is_nobody(tmp_path: 
     assert (user, int(capabilities.split()[1], 16)) == (str(USER), 0)
     assert done.stderr.count("Read-only file system") == 3
     assert (inside / "yes").exists()
+
+
+def check_a_worker_that_hangs(worker: Container, child: processes.Child) -> None:
+    """Its processes live, and yet it is not healthy until it goes on."""
+    os.killpg(child.process.pid, signal.SIGSTOP)
+    try:
+        child.check()
+        assert not healthy(worker)
+    finally:
+        os.killpg(child.process.pid, signal.SIGCONT)
+    child.wait_until(partial(healthy, worker))
+    child.stop()
+    assert not healthy(worker)
 
 
 def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> None:
@@ -216,7 +233,8 @@ def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> No
             for name in ("web", "webserver", "daemon", "worker"):
                 started.append((container := Container(name, tmp_path, given, programs), container.start()))
             for container, child in started:
-                child.wait_until(partial(healthy, container, child), patience=120)
+                child.wait_until(partial(healthy, container), patience=120)
+            check_a_worker_that_hangs(*started[-1])
             web, child = started[0]
             scheme = SCRAPE["scrape_configs"][0]["authorization"]["type"]
             assert answer(web, "/metrics", authorization=f"{scheme} a-word-for-prometheus") == 200
