@@ -17,11 +17,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from sqlalchemy import Connection, Numeric, Table, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import BigInteger, Boolean, DateTime, Integer
 
 from clawbill_pipeline.disk import scratch
@@ -39,6 +41,8 @@ from clawbill_pipeline.ledger.tables import PARTITIONED, SCHEMA
 
 #: Stripe takes usage of the last 35 days: a month that ended longer ago than that can't change by itself any more.
 SETTLED = timedelta(days=35)
+#: So long a month that is to leave waits for who reads, and lets everybody else wait behind it.
+PATIENCE = "30s"
 _BATCH = 1 << 16
 
 
@@ -123,14 +127,20 @@ def looking_into(
                 gone_afterwards.rollback()
 
 
+def archived_of(connection: Connection, start: datetime, end: datetime) -> tuple[str, ...]:
+    """The months (``YYYY-MM``) of the hours ``[start, end)`` that are archived; no other leaves in this transaction."""
+    # A month leaves under a lock that waits for these: what is looked up now holds for what is read next.
+    tables = ", ".join(f"ONLY {SCHEMA}.{table.name}" for table in PARTITIONED)
+    connection.execute(text(f"LOCK TABLE {tables} IN ACCESS SHARE MODE"))
+    return tuple(sorted({f"{each.month:%Y-%m}" for each in archived(connection) if _touches(each, start, end)}))
+
+
 def refuse_archived(connection: Connection, start: datetime, end: datetime) -> None:
     """Raises ArchiveError where a month of the hours ``[start, end)`` is archived: sums over it would lack its rows."""
-    for each in archived(connection):
-        if _touches(each, start, end):
-            month = f"{each.month:%Y-%m}"
-            raise ArchiveError(
-                f"{month} is archived, and this needs its rows; `clawbill archive restore {month}` puts them back"
-            )
+    for month in archived_of(connection, start, end):
+        raise ArchiveError(
+            f"{month} is archived, and this needs its rows; `clawbill archive restore {month}` puts them back"
+        )
 
 
 # --- a month out -----------------------------------------------------------------------------------------------------
@@ -156,8 +166,16 @@ def _archive(ledger: Ledger, lake: Lake, table: Table, first: datetime, *, now: 
             raise ArchiveError(
                 f"{lake.folder.address(file)} does not read back as what was written; nothing was removed"
             )
-        connection.execute(text("SET LOCAL lock_timeout = '30s'"))
-        connection.execute(text(f"ALTER TABLE {SCHEMA}.{table.name} DETACH PARTITION {name}; DROP TABLE {name}"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
+        try:
+            connection.execute(text(f"ALTER TABLE {SCHEMA}.{table.name} DETACH PARTITION {name}; DROP TABLE {name}"))
+        except OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise
+            raise ArchiveError(
+                f"{table.name} is being read just now, for longer than {PATIENCE}; nothing of {first:%Y-%m} was removed "
+                "from it: run the same again"
+            ) from None
         _note(connection, "archived", made, now, by)
     return made
 

@@ -13,8 +13,15 @@ from sqlalchemy import text
 
 from clawbill_pipeline.cli import cli
 from clawbill_pipeline.delivery.operations import NotFound, show
-from clawbill_pipeline.ledger import LedgerError
-from clawbill_pipeline.ledger.archive import ArchiveError, archive_month, archived, looking_into, restore_month
+from clawbill_pipeline.ledger import LedgerError, archive
+from clawbill_pipeline.ledger.archive import (
+    ArchiveError,
+    archive_month,
+    archived,
+    archived_of,
+    looking_into,
+    restore_month,
+)
 from clawbill_pipeline.ledger.tables import PARTITIONED
 from clawbill_pipeline.ledger.waterfall import waterfall
 from clawbill_pipeline.reconciliation.lineage import explain
@@ -141,6 +148,16 @@ def test_a_month_that_may_still_change_stays(month: Month):
     with pytest.raises(ArchiveError, match="1 usage records on their way"):
         store(month)
     assert all(everything(month).values())
+
+
+def test_a_month_that_is_being_read_is_told_and_stays(month: Month, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(archive, "PATIENCE", "200ms")
+    with month.ledger.transaction() as reading:
+        assert archived_of(reading, START, END) == ()
+        with pytest.raises(ArchiveError, match="metered_usage is being read just now, for longer than 200ms"):
+            store(month)
+    assert all(everything(month).values())
+    assert store(month) == [table.name for table in PARTITIONED]
 
 
 def test_a_damaged_file_is_told_and_nothing_is_put_back(month: Month):

@@ -25,10 +25,9 @@ from clawbill_pipeline.catalog import Catalog
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.invoicing.booked import booked
 from clawbill_pipeline.invoicing.draft import Booked, Draft, DraftLine, windows
-from clawbill_pipeline.ledger import archive
 from clawbill_pipeline.ledger.adjustment_log import Standing, read_standings
+from clawbill_pipeline.ledger.archive import archived_of
 from clawbill_pipeline.ledger.causes import CAUSES, NO_FAULT, STEPS
-from clawbill_pipeline.ledger.database import month_bounds
 from clawbill_pipeline.ledger.waterfall import Scope, Step, scope_of
 from clawbill_pipeline.money import EXACT, invoice_amount, total
 from clawbill_pipeline.reporting.report import Bar, Break, Day, Report
@@ -51,17 +50,8 @@ def _like(words: str) -> str:
     return "%" + re.sub(r"([\\%_])", r"\\\1", words) + "%"
 
 
-def archived_months(connection: Connection, start: datetime, end: datetime) -> tuple[str, ...]:
-    """The months (``YYYY-MM``) of the hours ``[start, end)`` that are archived; no other leaves in this transaction."""
-    # A month leaves under a lock that waits for these: what is looked up now holds for what is read next.
-    connection.execute(text("LOCK TABLE ONLY metered_usage, ONLY rated_usage, ONLY usage_records IN ACCESS SHARE MODE"))
-    months = sorted({each.month for each in archive.archived(connection)})
-    bounds = ((f"{month:%Y-%m}", *month_bounds(month.year, month.month)) for month in months)
-    return tuple(month for month, first, after in bounds if first < end and start < after)
-
-
 def _archived_of(connection: Connection, scope: Scope) -> tuple[str, ...]:
-    return archived_months(connection, scope.parameters["first_hour"], scope.parameters["last"])
+    return archived_of(connection, scope.parameters["first_hour"], scope.parameters["last"])
 
 
 # --- a billing period ------------------------------------------------------------------------------------------------
@@ -537,7 +527,7 @@ def invoice(connection: Connection, catalog: Catalog, invoice_id: str, seen: See
     draft = Draft(row.invoice_id, row.tenant_id or "", row.currency, row.subtotal, row.total, None, row.object, lines)
 
     def side(service: str, start: datetime, end: datetime, of_window: Sequence[DraftLine]) -> Side:
-        archived = archived_months(connection, utc_hour(start), end)
+        archived = archived_of(connection, utc_hour(start), end)
         known = row.tenant_id and service in catalog.services and not archived
         ledger = booked(connection, catalog, row.tenant_id, service, start, end) if known else None
         return Side(service, start, end, tuple(of_window), ledger, row.currency, archived)

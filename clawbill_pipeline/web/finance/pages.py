@@ -144,7 +144,7 @@ class Pages:
             raise Refused(404, f"Nothing to show below this line: {error}") from None
         period = lineage.line.period
         with self._ledger.transaction() as connection:
-            archived = figures.archived_months(connection, utc_hour(period.start), period.end)
+            archived = archived_of(connection, utc_hour(period.start), period.end)
         return page(
             "line.html", visit=visit, lineage=lineage, period=period.key if period.key in periods else None,
             archived=archived,

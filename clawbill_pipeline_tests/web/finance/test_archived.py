@@ -9,8 +9,7 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from clawbill_pipeline.ledger.archive import archive_month, archived, restore_month
-from clawbill_pipeline.web.finance import figures
+from clawbill_pipeline.ledger.archive import archive_month, archived, archived_of, restore_month
 from clawbill_pipeline_tests.reconciliation.month import END, NOW, PERIOD, START
 from clawbill_pipeline_tests.web.finance.conftest import Office
 from clawbill_pipeline_tests.web.finance.test_pages import words
@@ -168,12 +167,12 @@ def test_other_pages_are_as_before(settled: Office) -> None:
 
 def test_no_month_leaves_while_a_page_reads(settled: Office) -> None:
     with settled.month.ledger.transaction() as connection:
-        assert figures.archived_months(connection, START, END) == ()
+        assert archived_of(connection, START, END) == ()
         for name in ("metered_usage", "rated_usage", "usage_records"):  # what archiving asks for, without waiting
             with pytest.raises(OperationalError, match="could not obtain lock"):
                 settled.month.run(f"LOCK TABLE ONLY {name} IN ACCESS EXCLUSIVE MODE NOWAIT")
     store(settled)
     with settled.month.ledger.transaction() as connection:
-        assert figures.archived_months(connection, START, END) == (PERIOD,)
-        assert figures.archived_months(connection, END, LATER) == ()
-        assert figures.archived_months(connection, START - timedelta(days=1), START) == ()
+        assert archived_of(connection, START, END) == (PERIOD,)
+        assert archived_of(connection, END, LATER) == ()
+        assert archived_of(connection, START - timedelta(days=1), START) == ()
