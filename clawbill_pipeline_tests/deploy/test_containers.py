@@ -125,7 +125,9 @@ class Container:
     def __init__(self, name: str, folder: Path, given: dict[str, str], programs: Path) -> None:
         self.name, self.folder = name, folder
         self.ports: dict[str, str] = {}
-        config = shutil.copytree(DEPLOY / "celery", folder / "config", dirs_exist_ok=True)
+        config = folder / "config"
+        if not config.exists():  # else a container that starts just now may read it
+            shutil.copytree(DEPLOY / "celery", config)
         self.paths = {"/opt/clawbill/dagster": str(config)}
         asked = {
             key: given.get(key, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
@@ -224,10 +226,10 @@ def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> No
             "CLAWBILL_USERS": str(tmp_path / "users.yaml"),
             "CLAWBILL_METRICS_TOKEN": "a-word-for-prometheus",
         }
-        migrated = Container("migrate", tmp_path, given, programs).run(
-            [str(DEPLOY / "compose" / "entrypoint"), *OURS["migrate"]["command"]]
-        )
-        assert migrated.returncode == 0, migrated.stderr
+        for name in (name for name, part in OURS.items() if part["restart"] == "no"):
+            once = Container(name, tmp_path, given, programs)
+            done = once.run([str(DEPLOY / "compose" / "entrypoint"), *OURS[name]["command"]])
+            assert done.returncode == 0, done.stderr
         started = []
         try:
             for name in ("web", "webserver", "daemon", "worker"):
