@@ -173,8 +173,8 @@ def _archive(ledger: Ledger, lake: Lake, table: Table, first: datetime, *, now: 
             if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise
             raise ArchiveError(
-                f"{table.name} is being read just now, for longer than {PATIENCE}; nothing of {first:%Y-%m} was removed "
-                "from it: run the same again"
+                f"{table.name} is being read just now, for longer than {PATIENCE}; nothing of {first:%Y-%m} was "
+                "removed from it: run the same again"
             ) from None
         _note(connection, "archived", made, now, by)
     return made

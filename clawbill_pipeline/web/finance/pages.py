@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from clawbill_pipeline.catalog.periods import utc_hour
 from clawbill_pipeline.lake import Lake
+from clawbill_pipeline.ledger.archive import archived_of
 from clawbill_pipeline.reconciliation.lineage import UnknownLine, explain
 from clawbill_pipeline.reporting.chart import days_svg, waterfall_svg
 from clawbill_pipeline.reporting.page import number
