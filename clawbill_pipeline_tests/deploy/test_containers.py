@@ -29,6 +29,8 @@ from clawbill_pipeline_tests.scenarios.command import environment
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
 OURS = {name: part for name, part in COMPOSE["services"].items() if "build" in part}
+#: What ends when it has done its work.
+ONCE = [name for name, part in OURS.items() if part["restart"] == "no"]
 KEYS = {"OPENCLAW_TOKEN", "STRIPE_SECRET_KEY"}
 SCRAPE = yaml.safe_load((DEPLOY / "observability" / "prometheus.yaml").read_text())
 
@@ -97,6 +99,7 @@ def test_the_compose_file_is_of_composes_specification():
         assert set(part.get("depends_on", ())) <= set(COMPOSE["services"])
         volumes = [volume.partition(":")[0] for volume in part.get("volumes", ())]
         assert {name for name in volumes if name.isidentifier()} <= set(COMPOSE["volumes"])
+    assert all(set(ONCE) <= set(OURS[name]["depends_on"]) for name in OURS.keys() - ONCE)
 
 
 def test_the_dockerfile_has_no_lint(tmp_path: Path):
@@ -119,6 +122,11 @@ def test_what_the_compose_file_asks_for_is_documented():
     assert {name for name in asked if f"`{name}`" not in readme} == set()
 
 
+def with_defaults(word: str) -> str:
+    """As compose reads it where nobody set a variable."""
+    return re.sub(r"\$\{\w+:-(.*?)\}", r"\1", word)
+
+
 class Container:
     """A part of the compose file as a plain process: its entrypoint, its command, its environment, other paths."""
 
@@ -129,10 +137,7 @@ class Container:
         if not config.exists():  # else a container that starts just now may read it
             shutil.copytree(DEPLOY / "celery", config)
         self.paths = {"/opt/clawbill/dagster": str(config)}
-        asked = {
-            key: given.get(key, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value))
-            for key, value in OURS[name]["environment"].items()
-        }
+        asked = {key: given.get(key, with_defaults(value)) for key, value in OURS[name]["environment"].items()}
         #: What is /tmp and /run/clawbill there, and the volume of the lake: all that may be written to.
         self.tmp, run, lake = folder / name / "tmp", folder / name / "run", folder / "lake"
         for writable in (self.tmp, run, lake):
@@ -159,7 +164,7 @@ class Container:
 
     def _word(self, word: str) -> str:
         for there, here in self.paths.items():
-            word = word.replace(there, here)
+            word = with_defaults(word).replace(there, here)
         # A test may not take the ports that the containers have for themselves.
         for port in re.findall(r"(?<=127\.0\.0\.1:)\d+|^(?:3000|8400)$", word):
             word = word.replace(port, self.ports.setdefault(port, free_port()))
@@ -226,7 +231,7 @@ def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> No
             "CLAWBILL_USERS": str(tmp_path / "users.yaml"),
             "CLAWBILL_METRICS_TOKEN": "a-word-for-prometheus",
         }
-        for name in (name for name, part in OURS.items() if part["restart"] == "no"):
+        for name in ONCE:
             once = Container(name, tmp_path, given, programs)
             done = once.run([str(DEPLOY / "compose" / "entrypoint"), *OURS[name]["command"]])
             assert done.returncode == 0, done.stderr
@@ -241,7 +246,14 @@ def check_every_command(tmp_path: Path, database_url: str, programs: Path) -> No
             scheme = SCRAPE["scrape_configs"][0]["authorization"]["type"]
             assert answer(web, "/metrics", authorization=f"{scheme} a-word-for-prometheus") == 200
             assert answer(web, "/metrics") == 401
-            assert all(json.loads(line)["at"] for line in child.log.read_text().splitlines())
+            said = {child.name: child.log.read_text().splitlines() for _, child in started}
+            # Celery's own lines are text.
+            assert [
+                line for name in ("web", "webserver", "daemon") for line in said[name] if not line.startswith("{")
+            ] == []
+            assert {json.loads(line)["logger"].split(".")[0] for line in said["webserver"] + said["daemon"]} == {
+                "dagster", "dagster-webserver"
+            }  # fmt: skip
         finally:
             for _, child in reversed(started):
                 child.stop()
