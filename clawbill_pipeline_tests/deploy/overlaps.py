@@ -42,7 +42,7 @@ CALLS, AMOUNT = 3, Decimal("0.015")
 CATALOGUE = """
 version: 1
 start: {start:%Y-%m-%dT%H:00:00Z}
-calendar: {{metering_lag: {lag}m}}
+calendar: {{metering_lag: {lag}m, late_window: 1h}}
 metering: {{shards: {shards}}}
 sources: [{{kind: json_lines, name: app, path: usage}}]
 services: {{calls: {{unit: call}}}}
