@@ -22,9 +22,13 @@ def refuse_still_read(connection: Connection, catalog: Catalog, month: date, now
     reconciled every day begins, in other time zones and on other anchor days, in the month before.
     """
     first, after = month_bounds(month.year, month.month)
+
+    def touched_by(period: str) -> bool:
+        start, end = scope_of(catalog, period).hours
+        return start < after and first < end
+
     for period in sorted(reconciled_daily(catalog, now)):
-        given = scope_of(catalog, period).parameters
-        if given["first_hour"] < after and first < given["last"]:
+        if touched_by(period):
             raise ArchiveError(
                 f"{month:%Y-%m} is still read every day: it has hours of the billing periods of {period}, which are "
                 "reconciled until the ones after them have ended; archive it then"
@@ -36,8 +40,7 @@ def refuse_still_read(connection: Connection, catalog: Catalog, month: date, now
             "(clawbill close status)"
         )
     for (period,) in connection.execute(text(_BREAKS)):
-        given = scope_of(catalog, period).parameters
-        if given["first_hour"] < after and first < given["last"]:
+        if touched_by(period):
             raise ArchiveError(
                 f"{month:%Y-%m} has hours of billing periods of {period}, which has open breaks; settle them first "
                 "(clawbill waterfall, clawbill correct)"

@@ -111,6 +111,11 @@ class Scope:
 
     parameters: Mapping[str, Any]
 
+    @property
+    def hours(self) -> tuple[datetime, datetime]:
+        """The half-open hours of all of the periods."""
+        return self.parameters["first_hour"], self.parameters["last"]
+
     #: Common table expression to begin a query with: WITH {PERIODS} …
     PERIODS = (
         "billing_periods AS (SELECT * FROM unnest(CAST(:ids AS text[]), CAST(:starts AS timestamptz[]),"
@@ -163,7 +168,7 @@ def waterfall(connection: Connection, catalog: Catalog, period: str, tenant: str
     sharing = read_sharing(connection)
     alone = tenant is None or not (tenant in sharing.payers or sharing.others(tenant))
     scope = scope_of(catalog, period, tenant if alone else None)
-    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
+    refuse_archived(connection, *scope.hours)
     steps: dict[tuple[str, str], Step] = {}
 
     def put(tenant_id: str, service: str, **values: Any) -> None:

@@ -116,7 +116,7 @@ def _compare(
 ) -> tuple[list[Break], int]:
     """Every break of the period, and how many lake files are damaged."""
     scope = scope_of(catalog, period)
-    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
+    refuse_archived(connection, *scope.hours)
     billed = billed_services(connection, scope)
     invoiced: dict[_Key, dict[str, Billed]] = {}
     for (tenant_id, service, currency), lines in billed.items():

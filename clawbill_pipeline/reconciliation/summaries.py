@@ -104,7 +104,7 @@ def read_summaries(
     """
     with ledger.transaction() as connection:
         scope = scope_of(catalog, period)
-        refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
+        refuse_archived(connection, *scope.hours)
         recorded = _read_recorded(connection, scope)
         accounts = _read_accounts(connection, catalog, period, now, recorded)
     read = by_hour = differing = appended = 0

@@ -189,7 +189,7 @@ def read_report(connection: Connection, catalog: Catalog, period: str) -> Report
             f"period {period} was never reconciled: run the asset usage_reconciliation, then make the report again"
         )
     scope = scope_of(catalog, period)
-    refuse_archived(connection, scope.parameters["first_hour"], scope.parameters["last"])
+    refuse_archived(connection, *scope.hours)
     costs = tuple(UnitCost.from_json(cost) for cost in newest.costs or ())
 
     def rows(query: str) -> Iterable[dict[str, Any]]:

@@ -50,10 +50,6 @@ def _like(words: str) -> str:
     return "%" + re.sub(r"([\\%_])", r"\\\1", words) + "%"
 
 
-def _archived_of(connection: Connection, scope: Scope) -> tuple[str, ...]:
-    return archived_of(connection, scope.parameters["first_hour"], scope.parameters["last"])
-
-
 # --- a billing period ------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +211,7 @@ class RatedDays:
 def rated_days(connection: Connection, catalog: Catalog, reconciled: Reconciled, seen: Seen) -> RatedDays:
     """The days of a period, of all tenants together."""
     key, scope = (reconciled.sha256, seen), scope_of(catalog, reconciled.period)
-    if archived := _archived_of(connection, scope):
+    if archived := archived_of(connection, *scope.hours):
         return RatedDays({}, archived)  # and not kept: the month may be back tomorrow
     if key not in _kept_days:
         days: dict[str, list[Day]] = {}
@@ -415,7 +411,7 @@ def tenant_month(connection: Connection, catalog: Catalog, reconciled: Reconcile
         text(f"WITH {_STEPS} SELECT * FROM steps ORDER BY service"),
         {"reconciliation": reconciled.id, "seen": [tenant_id]},
     )
-    archived = _archived_of(connection, scope)
+    archived = archived_of(connection, *scope.hours)
     days: dict[str, list[Day]] = {}
     for row in () if archived else rows(_DAYS):
         days.setdefault(row.currency, []).append(Day(row.day, row.currency, row.amount))
@@ -591,7 +587,7 @@ def changes(
     earlier = newest(connection, reconciled.period, since)
     new, new_count = listed("first_seen >= :since AND closed_at IS NULL", "abs(amount) DESC, id")
     gone, gone_count = listed("closed_at >= :since", "abs(amount) DESC, id")
-    archived = _archived_of(connection, scope)
+    archived = archived_of(connection, *scope.hours)
     late = () if archived else connection.execute(text(f"WITH {scope.PERIODS} {_LATE_SINCE}"), given).all()
     decisions = connection.execute(text(_DECISIONS), given).all()
     before = totals(connection, earlier, seen) if earlier else None
